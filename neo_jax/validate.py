@@ -1,0 +1,185 @@
+"""What the values of a config must be: kinds that exist, numbers in range, fields that fit each other.
+
+`neo_jax.config.resolve` calls this once names and types are right. A new kind of model part is added to
+`CHOICES`, a new constraint to the function of its section.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ml_collections import FrozenConfigDict
+
+from neo_jax.errors import UserError
+
+# Fields that name a kind, and the kinds there are. "*" stands for any stage.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat_policy": ("none", "full"),
+    "model.attention": ("reference",),
+    "model.mask": ("causal", "image_bidirectional"),
+    "model.embed.kind": ("conv_gelu_conv",),
+    "model.coords.kind": ("1d", "thw"),
+    "data.template": ("plain",),
+    "stage.*.loss_reduction": ("token", "sample", "square"),
+    "stage.*.schedule": ("cosine",),
+}
+
+# Numbers are positive unless listed here: field -> (what the value must be, test).
+_Range = tuple[str, Callable[[float], bool]]
+_POSITIVE: _Range = ("positive", lambda value: value > 0)
+_NOT_NEGATIVE: _Range = ("at least 0", lambda value: value >= 0)
+_FRACTION: _Range = ("between 0 and 1", lambda value: 0 <= value <= 1)
+_DECAY: _Range = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+_RANGES: dict[str, _Range] = {
+    "seed": ("between 0 and 2**31 - 1", lambda value: 0 <= value < 2**31),
+    "model.pre_buffer": _NOT_NEGATIVE,
+    "model.embed.pixel_mean": _NOT_NEGATIVE,
+    "data.prefetch": _NOT_NEGATIVE,
+    "train.eval_every": _NOT_NEGATIVE,
+    "eval.num_generate": _NOT_NEGATIVE,
+    "stage.*.mixture.*": _NOT_NEGATIVE,
+    "stage.*.min_lr_ratio": _FRACTION,
+    "stage.*.warmup_steps": _NOT_NEGATIVE,
+    "stage.*.b1": _DECAY,
+    "stage.*.b2": _DECAY,
+    "stage.*.weight_decay": _NOT_NEGATIVE,
+}
+
+_MAY_BE_EMPTY = {"data.recipe", "eval.splits"}
+_MIN_CAPTION_TOKENS = 16  # a row that cannot hold one image and this much text is a mistake
+
+
+def check_field(field: str, value: Any) -> None:
+    """Checks one field by itself; `field` is its dotted name. Raises UserError."""
+    pattern = re.sub(r"^stage\.\w+\.", "stage.*.", field)
+    pattern = re.sub(r"^stage\.\*\.mixture\..*", "stage.*.mixture.*", pattern)
+    if isinstance(value, (str, tuple)):
+        _check(bool(value) or pattern in _MAY_BE_EMPTY, f"{field}: must not be empty")
+    if pattern in CHOICES:
+        kinds = ", ".join(CHOICES[pattern])
+        _check(value in CHOICES[pattern], f"{field}: {value!r} is not a kind; choose from {kinds}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            wanted, test = _RANGES.get(pattern, _POSITIVE)
+            _check(math.isfinite(number) and test(number), f"{field}: must be {wanted}, got {value!r}")
+
+
+def check_together(config: FrozenConfigDict) -> None:
+    """Checks that the fields of a whole config fit each other. Raises UserError for the first that do not."""
+    _check_model(config.model, config.data)
+    _check_mesh(config.mesh)
+    _check_stages(config)
+    for name in config.stage:
+        _check_stage(config, name)
+
+
+def _check_model(model: FrozenConfigDict, data: FrozenConfigDict) -> None:
+    _check(
+        model.num_heads % model.num_kv_heads == 0,
+        f"model.num_kv_heads: {model.num_kv_heads} does not divide model.num_heads = {model.num_heads}",
+    )
+    _check(
+        model.head_dim % 4 == 0,
+        f"model.head_dim: {model.head_dim} is not divisible by 4 (h and w rotate half as many, in pairs)",
+    )
+    _check(
+        model.pre_buffer <= model.num_layers,
+        f"model.pre_buffer: {model.pre_buffer} layers are more than model.num_layers = {model.num_layers}",
+    )
+    _check(
+        model.embed.hidden_size % 4 == 0,
+        f"model.embed.hidden_size: {model.embed.hidden_size} is not divisible by 4 "
+        "(rows and columns each rotate half of the channels in pairs)",
+    )
+    for name in ("pixel_mean", "pixel_std"):
+        value = model.embed[name]
+        _check(len(value) == 3, f"model.embed.{name}: expected 3 values (RGB), got {value}")
+    _check(
+        model.vocab_size >= data.vocab_size,
+        f"model.vocab_size: {model.vocab_size} is less than data.vocab_size = {data.vocab_size}",
+    )
+
+
+def _check_mesh(mesh: FrozenConfigDict) -> None:
+    axes = {axis: size for axis, size in mesh.items() if axis != "num_devices"}
+    _check(
+        math.prod(axes.values()) == mesh.num_devices,
+        f"mesh.num_devices: {mesh.num_devices} is not the product of "
+        f"{', '.join(f'mesh.{axis} = {size}' for axis, size in axes.items())}",
+    )
+
+
+def _check_stages(config: FrozenConfigDict) -> None:
+    for name in config.stages:
+        if name not in config.stage:
+            _check(len(config.stage) > 0, f"stages: no stage {name!r}; config.stage is empty")
+            raise UserError(f"stages: no stage {name!r}; did you mean {nearest(name, list(config.stage))}?")
+    _check(len(set(config.stages)) == len(config.stages), f"stages: {config.stages} names a stage twice")
+
+
+def _check_stage(config: FrozenConfigDict, name: str) -> None:
+    stage, mesh, embed = config.stage[name], config.mesh, config.model.embed
+    here = f"stage.{name}"
+    token_side = embed.patch_size * embed.merge_size
+    image_tokens = stage.max_pixels // token_side**2
+    shards = mesh.data * mesh.fsdp
+
+    for pattern in stage.trainable:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{here}.trainable: {pattern!r} is not a regular expression: {error}") from error
+    _check(sum(stage.mixture.values()) > 0, f"{here}.mixture: needs a source with a positive weight")
+    _check(
+        stage.batch_size % stage.accumulate == 0,
+        f"{here}.batch_size: {stage.batch_size} is not divisible by {here}.accumulate = {stage.accumulate}",
+    )
+    _check(
+        stage.batch_size % (stage.accumulate * shards) == 0,
+        f"{here}.batch_size: {stage.batch_size} is not divisible by "
+        f"{here}.accumulate * mesh.data * mesh.fsdp = {stage.accumulate * shards}",
+    )
+    _check(
+        stage.min_pixels <= stage.max_pixels,
+        f"{here}.min_pixels: {stage.min_pixels} is more than {here}.max_pixels = {stage.max_pixels}",
+    )
+    _check(
+        image_tokens >= 1,
+        f"{here}.max_pixels: {stage.max_pixels} is less than one image token: "
+        f"(model.embed.patch_size * model.embed.merge_size)**2 = {token_side**2}",
+    )
+    _check(
+        stage.row_patches >= image_tokens,
+        f"{here}.row_patches: {stage.row_patches} is less than the {image_tokens} tokens of one image of "
+        f"{here}.max_pixels = {stage.max_pixels}",
+    )
+    # 2: the markers before and after an image.
+    shortest = image_tokens + 2 + _MIN_CAPTION_TOKENS
+    _check(
+        stage.row_tokens >= shortest,
+        f"{here}.row_tokens: {stage.row_tokens} is less than {shortest}: one image of {image_tokens} tokens "
+        f"({here}.max_pixels = {stage.max_pixels}), its two markers and a caption of {_MIN_CAPTION_TOKENS}",
+    )
+    _check(
+        stage.warmup_steps <= stage.steps,
+        f"{here}.warmup_steps: {stage.warmup_steps} is more than {here}.steps = {stage.steps}",
+    )
+
+
+def nearest(name: str, candidates: Sequence[str]) -> str:
+    """The candidate most like `name`: the last part of a dotted name counts as much as the whole."""
+
+    def likeness(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
+        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+        return whole + last
+
+    return max(candidates, key=likeness)
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)

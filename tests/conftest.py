@@ -1,0 +1,60 @@
+"""What all tests share: JAX on four simulated CPU devices, the golden files, the quickstart data."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported; commands that tests start inherit it
+
+import jax
+import pytest
+from ml_collections import FrozenConfigDict
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than a few seconds; left out of `make test`")
+    config.addinivalue_line(
+        "markers", "golden: compares with tests/golden; set on every test that uses golden_dir"
+    )
+    # Set here and not in the environment, so that commands started by tests see one device, as users do.
+    jax.config.update("jax_num_cpu_devices", 4)
+    # [D] + [B, D] by accident is the commonest silent shape bug; broadcasting must be written out.
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
+    for item in items:
+        if "golden_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker("golden")
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Callable[[str], Path]:
+    """Function from a model family ("neo", ...) to the folder of its recorded truths.
+
+    NEO_GOLDEN_DIR points to another set of the same layout. A missing family fails the test, as a skip would
+    hide it.
+    """
+    root = Path(os.environ.get("NEO_GOLDEN_DIR", ROOT / "tests" / "golden"))
+
+    def family_dir(family: str) -> Path:
+        folder = root / family
+        if not folder.is_dir():
+            pytest.fail(f"no golden files in {folder}")
+        return folder
+
+    return family_dir
+
+
+@pytest.fixture(scope="session")
+def quickstart_data() -> FrozenConfigDict:
+    """The quickstart config, its data built under the repository once and reused by later runs."""
+    from data_pipelines import build
+    from neo_jax import config
+
+    path = ROOT / "data" / "quickstart"
+    resolved = config.load(str(ROOT / "configs" / "quickstart.py"), [("data.path", str(path))])
+    build.ensure(resolved.data)
+    return resolved
