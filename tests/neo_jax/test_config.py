@@ -13,13 +13,11 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import base
-from neo_jax import config as config_lib
-from neo_jax import validate
+from neo_jax import config as config_lib, validate
 from neo_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
