@@ -1,0 +1,144 @@
+"""Every field of an experiment, with its meaning and default.
+
+An experiment file starts from `get_config()` here and changes only what it needs:
+
+    from configs import base
+
+    def get_config(arg=""):
+        config = base.get_config()
+        config.name = "my_experiment"
+        ...
+        return config
+
+Fields not listed here are refused: `neo_jax.config.resolve` checks a config against this file.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns a fresh config holding every field except the stages, which each experiment names."""
+    c = ConfigDict()
+    c.name = "base"  # run name, used in logs and the report
+    c.seed = 0  # every random stream is folded from (seed, step, purpose)
+    c.model = model()
+    c.data = data()
+    c.mesh = mesh()
+    c.train = train()
+    c.eval = evaluation()
+    c.stages = ()  # names of the stages to run, in order; each is a key of `stage`
+    c.stage = ConfigDict()  # stage name -> stage(...)
+    return c
+
+
+def model() -> ConfigDict:
+    """The function: one kind per slot (DESIGN words Embed, Coords, Mask) plus sizes."""
+    c = ConfigDict()
+    c.vocab_size = 2048  # rows of the token embedding; at least the tokenizer's size
+    c.hidden_size = 256  # width D of the residual stream
+    c.num_layers = 6  # all decoder layers, pre-buffer included
+    c.pre_buffer = 2  # how many of them, at the front, are pre-buffer layers
+    c.num_heads = 4  # query heads
+    c.num_kv_heads = 2  # key/value heads; divides num_heads (GQA)
+    c.head_dim = 64  # channels per head for T; H and W add head_dim / 2 each to q and k
+    c.mlp_size = 768  # SwiGLU inner width
+    c.tie_embeddings = False  # use the token embedding as the output head
+    c.norm_eps = 1e-6  # RMSNorm epsilon
+    c.init_std = 0.02  # normal init of matrices and embeddings
+    c.dtype = "float32"  # compute dtype: "float32" or "bfloat16"; weights stay float32
+    c.remat_policy = "none"  # "none" keeps activations, "full" recomputes each layer in backward
+    c.attention = "reference"  # attention implementation
+    c.mask = "image_bidirectional"  # "causal" or "image_bidirectional"
+
+    c.embed = ConfigDict()
+    c.embed.kind = "conv_gelu_conv"  # patch embedding
+    c.embed.patch_size = 16  # pixels per side of the first convolution's patch
+    c.embed.merge_size = 2  # patches per side merged into one token
+    c.embed.hidden_size = 128  # channels between the two convolutions
+    c.embed.rope_theta = 10000.0  # base of the 2-D rotation of those channels
+    c.embed.pixel_mean = (0.485, 0.456, 0.406)  # RGB, on the 0..1 scale
+    c.embed.pixel_std = (0.229, 0.224, 0.225)  # RGB, on the 0..1 scale
+
+    c.coords = ConfigDict()
+    c.coords.kind = "thw"  # "1d" (t only) or "thw" (Native-RoPE: extra H/W query-key channels)
+    c.coords.rope_theta = 1e6  # rotary base along t
+    c.coords.rope_theta_hw = 1e4  # rotary base along h and w
+    return c
+
+
+def data() -> ConfigDict:
+    """What is read and how a record becomes a document."""
+    c = ConfigDict()
+    c.path = "data/quickstart"  # folder with manifest.json, tokenizer.json and ArrayRecord shards
+    c.recipe = "quickstart"  # built at `path` when missing; "" = never build
+    c.locales = ("en",)  # caption languages
+    c.vocab_size = 2048  # size of the BPE trained on the captions
+    c.image_size = 128  # pixels per side at which drawings are rendered and stored
+    c.template = "plain"  # how an image, a prompt and a caption become one document
+    c.augment = True  # training only: random background colour and small shifts
+    c.packing_bins = 32  # rows open at once while packing
+    c.shuffle = True  # training order; False reads in stored order
+    c.prefetch = 4  # batches prepared ahead
+    return c
+
+
+def mesh() -> ConfigDict:
+    """The device mesh. The product of the axes equals num_devices."""
+    c = ConfigDict()
+    c.num_devices = 1  # devices this run expects over all processes
+    c.data = 1  # data parallel, weights replicated
+    c.fsdp = 1  # data parallel, weights sharded
+    c.tensor = 1  # tensor parallel
+    c.context = 1  # sequence parallel
+    return c
+
+
+def train() -> ConfigDict:
+    """Cadence and limits of the run."""
+    c = ConfigDict()
+    c.log_every = 20  # steps between metric lines
+    c.eval_every = 500  # steps between held-out losses; 0 = only at the end
+    c.save_every = 500  # steps between checkpoints
+    c.keep_checkpoints = 2  # newest checkpoints kept
+    c.max_nonfinite_steps = 10  # steps with a non-finite loss or gradient before the run stops
+    return c
+
+
+def evaluation() -> ConfigDict:
+    """Held-out evaluation."""
+    c = ConfigDict()
+    c.splits = ("val_render", "val_combo", "val_concept")  # data splits that are evaluated
+    c.num_candidates = 256  # images and captions in the retrieval matrix of each split
+    c.num_generate = 256  # images captioned for exact match and tag F1
+    c.max_new_tokens = 48  # longest generated caption
+    c.batch_size = 64  # images per evaluation batch
+    return c
+
+
+def stage(steps: int, **changes: object) -> ConfigDict:
+    """One training stage: data mixture, trainable parameters, budgets, optimizer, schedule."""
+    c = ConfigDict()
+    c.steps = steps  # optimizer steps of this stage
+    c.mixture = ConfigDict({"all": 1.0})  # source -> weight; "all" = every source by its size
+    c.trainable = (".*",)  # regular expressions; a parameter trains if its whole path matches one
+    c.batch_size = 8  # packed rows per optimizer step, over all hosts
+    c.accumulate = 1  # gradient accumulation: batch_size is cut into this many parts
+    c.row_tokens = 512  # L: tokens per packed row
+    c.row_patches = 512  # P: image tokens per packed row
+    c.min_pixels = 128 * 128  # least pixels of one image after resizing
+    c.max_pixels = 128 * 128  # most pixels of one image after resizing
+    c.loss_reduction = "square"  # weight of one of a document's n tokens: token 1, sample 1/n, square n**-0.5
+    c.schedule = "cosine"  # warm-up, then cosine down to min_lr_ratio * peak_lr
+    c.peak_lr = 1e-3  # learning rate at the end of the warm-up
+    c.min_lr_ratio = 0.1  # learning rate at the last step, as a share of peak_lr
+    c.warmup_steps = 100  # linear from 0 to peak_lr
+    c.b1 = 0.9  # AdamW decay of the mean gradient
+    c.b2 = 0.95  # AdamW decay of the mean squared gradient
+    c.adam_eps = 1e-8  # AdamW epsilon
+    c.weight_decay = 0.01  # not applied to biases and norms
+    c.clip_norm = 1.0  # global gradient norm
+    for key, value in changes.items():
+        if key not in c:
+            raise ValueError(f"stage() has no field {key!r}; it has {sorted(c)}")
+        c[key] = value
+    return c

@@ -1,0 +1,100 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard events, and the terminal."""
+
+import json
+import math
+import pathlib
+import sys
+import time
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class MetricsWriter:
+    """Writes one JSON object per logged step to `workdir/metrics.jsonl`, and the same to TensorBoard.
+
+    Wall-clock figures live under the key "perf"; everything else is a pure function of config and step, the
+    same in a run that was killed and resumed as in one that was not. Use as a context manager.
+
+    Args:
+        workdir: an existing folder.
+        start_step: lines of later steps, left by a killed run, are dropped: those steps are taken again.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start_step: int):
+        self.path = workdir / "metrics.jsonl"
+        kept = [line for line in read(self.path) if line["step"] <= start_step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.rename(self.path)
+        self._file = self.path.open("a", buffering=1)  # by the line: a kill loses no finished line
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """`line` holds "step" and numbers, nested by dicts."""
+        self._file.write(json.dumps(line) + "\n")
+        for name, value in _flatten(line):
+            if isinstance(value, int | float) and name != "step":
+                self._events.add_scalar(name, value, line["step"])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self._file.close()
+        self._events.close()
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, without a last one that a kill cut short; [] if there is no file."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+class Progress:
+    """A bar with rate and ETA on a terminal; elsewhere a plain line for every logged step."""
+
+    def __init__(self, start_step: int, total_steps: int):
+        self.total = total_steps
+        self._first, self._began = start_step, time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
+
+    def step(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def log(self, step: int, text: str) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+            return
+        per_step = (time.monotonic() - self._began) / max(1, step - self._first)
+        print(f"step {step}/{self.total}  {text}  ETA {_clock(per_step * (self.total - step))}", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    return f"{minutes}:{seconds:02d}"
+
+
+def _flatten(value: dict[str, Any], prefix: str = ""):
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _flatten(item, f"{prefix}{key}/")
+        else:
+            yield prefix + key, item

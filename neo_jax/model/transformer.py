@@ -1,0 +1,149 @@
+"""The native vision-language model: one decoder over a token table of words and image patches.
+
+A batch is the token table of data_pipelines.schema (DESIGN section 3): B rows of L positions and P patches.
+Embedding, coordinates and the attention intervals are pure functions of it. Layers are scanned, so compile
+time does not grow with depth; pre-buffer and post layers are the same block in two stacks, each with its own
+parameters, so that a stage can train one and leave the other without gradients.
+"""
+
+from collections.abc import Mapping
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from neo_jax.model.attention import Cache
+from neo_jax.model.block import Block
+from neo_jax.model.coords import Rotary, rotary
+from neo_jax.model.embed import EMBEDS
+from neo_jax.model.mask import MASKS, Intervals
+from neo_jax.model.norm import RMSNorm
+from neo_jax.params import normal, parameter, stack
+
+Batch = Mapping[str, jax.Array]
+Caches = dict[str, Cache]  # one per stack, arrays with a leading layer axis
+
+REMAT_POLICIES = {
+    "none": lambda layer: layer,
+    "full": lambda layer: jax.checkpoint(layer, policy=jax.checkpoint_policies.nothing_saveable),
+}
+
+
+class Transformer(nnx.Module):
+    """Built with ParamSpecs in place of arrays; `params.bind(model, params)` makes it callable."""
+
+    def __init__(self, config):
+        D, V = config.hidden_size, config.vocab_size
+        self.token_embed = parameter((V, D), ("vocab", "embed"), normal(config.init_std))
+        self.patch_embed = EMBEDS[config.embed.kind](config)
+        depths = {"pre_buffer": config.pre_buffer, "layers": config.num_layers - config.pre_buffer}
+        self.stacks = tuple(name for name, depth in depths.items() if depth)
+        self.depths = tuple(depths[name] for name in self.stacks)
+        for name, depth in zip(self.stacks, self.depths, strict=True):
+            setattr(self, name, stack(Block(config), depth))
+        self.norm = RMSNorm(D, "embed", config.norm_eps)
+        self.tied = config.tie_embeddings
+        if not self.tied:
+            self.head = parameter((D, V), ("embed", "vocab"), normal(config.init_std))
+        self.dtype = jnp.dtype(config.dtype)
+        self.mask = MASKS[config.mask]
+        self.remat = REMAT_POLICIES[config.remat_policy]
+        self.kv_shape = (config.num_kv_heads, config.head_dim)
+
+    def head_DV(self) -> jax.Array:
+        """The output matrix [D, V] float32."""
+        return self.token_embed[...].T if self.tied else self.head[...]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V]."""
+        head = self.head_DV().astype(self.dtype)
+        return jnp.einsum("...D,DV->...V", hidden, head, preferred_element_type=jnp.float32)
+
+    def embed(self, batch: Batch) -> jax.Array:
+        """Token embeddings [B, L, D] with image positions replaced by their patch embeddings."""
+        words = self.embed_tokens(batch["tokens"])
+        patches = self.patch_embed(batch["patches"], batch["patch_hw"])
+        index = batch["patch_index"]
+        shown = jnp.take_along_axis(patches, jnp.maximum(index, 0)[..., None], axis=1)
+        return jnp.where(index[..., None] >= 0, shown, words)
+
+    def embed_tokens(self, tokens_BL: jax.Array) -> jax.Array:
+        return self.token_embed[...].astype(self.dtype)[tokens_BL]
+
+    def __call__(self, batch: Batch) -> jax.Array:
+        """Final hidden states [B, L, D] of packed rows."""
+        return self.hidden_states(batch)[0]
+
+    def hidden_states(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Final hidden states [B, L, D] and the residual stream after every layer [layers, B, L, D]."""
+        _check(batch)
+        intervals = self.mask(batch["segment_ids"], batch["image_ids"])
+        x, _, after_layers = self._run(self.embed(batch), batch["coords"], intervals)
+        return x, after_layers
+
+    def prefill(self, batch: Batch, cache_size: int) -> tuple[jax.Array, Caches]:
+        """Runs rows holding one document each, from position 0, and keeps their keys and values.
+
+        Returns hidden states [B, L, D] and caches with `cache_size` slots, position i in slot i.
+        """
+        _check(batch)
+        B, L = batch["tokens"].shape
+        intervals = self.mask(batch["segment_ids"], batch["image_ids"])
+        slots = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L))
+        x, caches, _ = self._run(
+            self.embed(batch), batch["coords"], intervals, self._empty(B, cache_size), slots
+        )
+        return x, caches
+
+    def extend(
+        self, tokens_BT: jax.Array, coords_BT3: jax.Array, slots_BT: jax.Array, caches: Caches
+    ) -> tuple[jax.Array, Caches]:
+        """Continues cached documents by T text tokens each, at slots [B, T]: hidden states [B, T, D].
+
+        A token sees slots 0 .. its own; slots past it may hold anything.
+        """
+        chex.assert_equal_shape([tokens_BT, slots_BT])
+        intervals = Intervals(jnp.zeros_like(slots_BT), slots_BT + 1)
+        x, caches, _ = self._run(self.embed_tokens(tokens_BT), coords_BT3, intervals, caches, slots_BT)
+        return x, caches
+
+    def _run(self, x, coords, intervals, caches: Caches | None = None, slots=None):
+        groups = getattr(self, self.stacks[0]).attention.groups
+        table = rotary(groups, coords)
+        new_caches, taps = {}, []
+        for name in self.stacks:
+            cache = caches[name] if caches is not None else None
+            x, (new_caches[name], tap) = self._scan(getattr(self, name), x, table, intervals, cache, slots)
+            taps.append(tap)
+        return self.norm(x), new_caches, jnp.concatenate(taps)
+
+    def _scan(self, block: Block, x, table: Rotary, intervals: Intervals, cache: Cache | None, slots):
+        graph, params = nnx.split(block)
+
+        def layer(x, inputs):
+            layer_params, layer_cache = inputs
+            x, layer_cache = nnx.merge(graph, layer_params)(x, table, intervals, layer_cache, slots)
+            return x, (layer_cache, x)
+
+        return jax.lax.scan(self.remat(layer), x, (params, cache))
+
+    def _empty(self, B: int, cache_size: int) -> Caches:
+        K, d = self.kv_shape
+        d_qk = sum(group.size for group in getattr(self, self.stacks[0]).attention.groups)
+        return {
+            name: Cache(
+                jnp.zeros((depth, B, cache_size, K, d_qk), self.dtype),
+                jnp.zeros((depth, B, cache_size, K, d), self.dtype),
+            )
+            for name, depth in zip(self.stacks, self.depths, strict=True)
+        }
+
+
+def _check(batch: Batch) -> None:
+    rows = ["tokens", "segment_ids", "image_ids", "patch_index"]
+    chex.assert_equal_shape([batch[name] for name in rows])
+    B, L = batch["tokens"].shape
+    chex.assert_shape(batch["coords"], (B, L, 3))
+    chex.assert_shape(batch["patch_hw"], (B, batch["patches"].shape[1], 2))
+    chex.assert_type(batch["patches"], jnp.uint8)

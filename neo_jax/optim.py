@@ -1,0 +1,43 @@
+"""Optimizer and learning-rate schedules of a stage, in terms of optax."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from neo_jax.params import ParamSpec
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def cosine(stage) -> Schedule:
+    """Linear warm-up from 0, then a half cosine to min_lr_ratio * peak_lr at the last step (neo.md section 7).
+
+    `step` counts from 0 within the stage: the first update of a stage with warm-up has rate 0.
+    """
+
+    def rate(step):
+        warmup, peak, floor = stage.warmup_steps, stage.peak_lr, stage.min_lr_ratio
+        progress = (step - warmup) / max(1, stage.steps - warmup)
+        decayed = (1 + jnp.cos(math.pi * jnp.clip(progress, 0, 1))) / 2 * (1 - floor) + floor
+        return peak * jnp.where(step < warmup, step / max(1, warmup), decayed)
+
+    return rate
+
+
+SCHEDULES = {"cosine": cosine}
+
+
+def adamw(stage, specs: Mapping[str, ParamSpec], trainable: Iterable[str]) -> optax.GradientTransformation:
+    """Clip by global norm, Adam, decoupled weight decay on matrices. Updates are still to be scaled by -rate.
+
+    The rate is applied by the step from its own counter, so that skipped steps do not delay the schedule.
+    """
+    decays = {path: specs[path].decays for path in trainable}
+    return optax.chain(
+        optax.clip_by_global_norm(stage.clip_norm),
+        optax.scale_by_adam(b1=stage.b1, b2=stage.b2, eps=stage.adam_eps),
+        optax.add_decayed_weights(stage.weight_decay, mask=decays),
+    )

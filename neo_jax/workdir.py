@@ -1,0 +1,74 @@
+"""A run's folder: who it belongs to, and what is recorded about the run in it."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+
+from ml_collections import FrozenConfigDict
+
+from neo_jax import config as config_lib
+from neo_jax.errors import UserError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "tokenizers")
+
+
+def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
+    """Makes the folder and writes config.json into it, or checks that it belongs to the same config.
+
+    Raises:
+        UserError: the folder holds a run of another config (the differing fields are listed), or is no folder.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; name a folder")
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    if path.exists():
+        changes = config_lib.diff(load_config(workdir), config)
+        if changes:
+            raise UserError(
+                f"--workdir={workdir} holds a run of another config; use another workdir, or take these back: "
+                + "; ".join(changes)
+            )
+        return
+    record = {
+        "config": json.loads(config_lib.to_json(config)),
+        "config_hash": config_lib.config_hash(config),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "git_revision": _git_revision(),
+    }
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.rename(path)
+
+
+def load_config(workdir: pathlib.Path) -> FrozenConfigDict:
+    """The resolved config of a run.
+
+    Raises:
+        UserError: the folder holds no run, or its config.json is damaged.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no run (no config.json); train one with --workdir={workdir}")
+    try:
+        return config_lib.from_json(json.dumps(json.loads(path.read_text())["config"]))
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); restore it or use another workdir") from error
+
+
+def _git_revision() -> str | None:
+    """The commit of this source tree, marked "+changes" if it differs; None outside a checkout."""
+    root = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
