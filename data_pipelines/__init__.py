@@ -1,0 +1,1 @@
+"""Everything between raw data and a batch. Imports no JAX."""

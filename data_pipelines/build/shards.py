@@ -1,0 +1,58 @@
+"""ArrayRecord shards on disk: written whole, described by size and hash, checked before use."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from array_record.python import array_record_module
+
+from data_pipelines.errors import DataError
+from data_pipelines.schema import Example
+
+RECORDS_PER_SHARD = 2048
+
+
+def write(folder: Path, split: str, source: str, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """Writes `<split>/<source>-i-of-n.array_record` files and returns their manifest entries.
+
+    Raises DataError if the disk is full.
+    """
+    (folder / split).mkdir(exist_ok=True)
+    num_shards = -(-len(examples) // RECORDS_PER_SHARD)
+    entries = []
+    for shard in range(num_shards):
+        part = examples[shard * RECORDS_PER_SHARD : (shard + 1) * RECORDS_PER_SHARD]
+        file = f"{split}/{source}-{shard:05}-of-{num_shards:05}.array_record"
+        try:
+            # One record per chunk: any record can be read alone. Images are compressed already.
+            writer = array_record_module.ArrayRecordWriter(str(folder / file), "group_size:1,uncompressed")
+            for example in part:
+                writer.write(example.to_bytes())
+            writer.close()
+        except RuntimeError as error:  # how ArrayRecord reports a full disk
+            raise DataError(f"cannot write {folder / file}: {error}") from error
+        entry = {"file": file, "split": split, "source": source, "records": len(part)}
+        entries.append(entry | describe(folder / file))
+    return entries
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Returns {"bytes", "sha256"} of a file."""
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def verify(folder: Path, entries: Sequence[dict[str, Any]]) -> None:
+    """Compares files with their manifest entries. Raises DataError naming the first bad one."""
+    for entry in entries:
+        path = folder / entry["file"]
+        remedy = f"delete the folder {folder} and build it again"
+        try:
+            found = describe(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+        if found["bytes"] != entry["bytes"]:
+            raise DataError(f"{path}: has {found['bytes']} bytes instead of {entry['bytes']}; {remedy}")
+        if found["sha256"] != entry["sha256"]:
+            raise DataError(f"{path}: damaged, its sha256 is not the manifest's; {remedy}")

@@ -1,0 +1,198 @@
+"""Documents: NEO's indices and weights, what is supervised, and the tokenizer."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from data_pipelines import schema, text
+from data_pipelines.errors import DataError
+from data_pipelines.images import Picture
+from data_pipelines.text import IM_END, IMAGE, Piece
+
+CORPUS = ["en: ", "red apple\n", "fruit, food", "grüner Apfel\n", "日本"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_text(text.train_tokenizer(CORPUS, 300))
+    return text.Tokenizer(path)
+
+
+def blank(rows: int, cols: int) -> Picture:
+    return Picture(rows, cols, lambda: np.zeros((rows * cols, 12), np.uint8))
+
+
+def segments(tokens, tokenizer) -> str:
+    return tokenizer._tokenizer.decode(list(tokens), skip_special_tokens=False)
+
+
+def test_indices_and_shifted_weights_equal_neo(golden_dir):
+    folder = golden_dir("neo")
+    ids = json.loads((folder / "config.json").read_text())
+    cases = sorted(folder.glob("case*.safetensors"))
+    assert cases
+    for path in cases:
+        case = load_file(path)
+        bounds = case["seq_boundaries"]
+        grids = [tuple(grid // 2) for grid in case["grid_hw"]]
+        for start, stop in itertools.pairwise(bounds):
+            tokens = case["input_ids"][start:stop]
+            num_images = int((tokens == ids["img_start_token_id"]).sum())
+            own, grids = grids[:num_images], grids[num_images:]
+            coords = text.token_coords(
+                tokens,
+                text.grid_coordinates(own),
+                ids["img_context_token_id"],
+                ids["img_start_token_id"],
+            )
+            golden = np.stack([case[f"{axis}_index"][start:stop] for axis in "thw"], axis=-1)
+            np.testing.assert_array_equal(coords, golden, err_msg=path.name)
+            supervised = case["labels"][start:stop] != -100
+            weight = text.reduction_weight(int(supervised.sum()), "square")
+            np.testing.assert_allclose(
+                supervised * weight, case["loss_weight"][start:stop], rtol=1e-6, err_msg=path.name
+            )
+
+
+def test_reductions_equal_neo(golden_dir):
+    rules = json.loads((golden_dir("neo") / "data_rules.json").read_text())
+    for rule in rules["len2weight"]:
+        for reduction in ("token", "sample", "square"):
+            assert text.reduction_weight(rule["n"], reduction) == pytest.approx(rule[reduction], rel=1e-12)
+
+
+class ByteTokenizer:
+    """UTF-8 bytes and the special tokens, as in the recording of NEO's chat template."""
+
+    image_context, image_start, image_end = 256, 257, 258
+    special = {IM_END: 259, text.IM_START: 260}  # noqa: RUF012
+
+    def encode(self, string):
+        return list(string.encode())
+
+    def special_id(self, name):
+        return self.special[name]
+
+
+def test_pieces_can_spell_neo_conversations(golden_dir):
+    """Segments of the recording, cut at their special tokens, give the recorded token stream."""
+    rules = json.loads((golden_dir("neo") / "data_rules.json").read_text())
+    tokenizer = ByteTokenizer()
+    names = {text.IMAGE_CONTEXT: 256, text.IMAGE_START: 257, text.IMAGE_END: 258} | tokenizer.special
+    conversation = rules["chat"][1]
+    pictures = [blank(1, n) for n in conversation["num_image_tokens"]]
+    pieces, expected, supervised = [], [], []
+    for segment in conversation["segments"]:
+        rest = segment["text"]
+        while rest:
+            name = next((name for name in names if rest.startswith(name)), None)
+            length = (
+                len(name)
+                if name
+                else min((rest.find(name) for name in names if name in rest), default=len(rest))
+            )
+            chunk, rest = rest[:length], rest[length:]
+            expected += [names[chunk]] if name else list(chunk.encode())
+            supervised += [segment["supervised"]] * (1 if name else len(chunk.encode()))
+            if chunk == text.IMAGE_START:
+                pieces.append(IMAGE)
+            elif chunk not in (text.IMAGE_CONTEXT, text.IMAGE_END):
+                pieces.append(Piece(chunk, segment["supervised"], special=bool(name)))
+    document = text.build_document(tokenizer, pictures, pieces)
+    np.testing.assert_array_equal(document.tokens, expected)
+    np.testing.assert_array_equal(document.loss_weights > 0, [*supervised[1:], False])
+
+
+@pytest.mark.parametrize(("reduction", "exponent"), [("token", 0), ("sample", -1), ("square", -0.5)])
+def test_caption_document(tokenizer, reduction, exponent):
+    document = text.caption_document(
+        tokenizer, blank(2, 3), "en", "red apple", ["fruit", "food"], reduction=reduction, source_id=3
+    )
+    n = len(document.tokens)
+    spelled = "<img>" + "<IMG_CONTEXT>" * 6 + "</img>en: red apple\nfruit, food<|im_end|>"
+    assert segments(document.tokens, tokenizer) == spelled
+    np.testing.assert_array_equal(document.kinds[:8], [1, 2, 2, 2, 2, 2, 2, 1])
+    np.testing.assert_array_equal(document.image_ids[:8], [0, 1, 1, 1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(document.coords[:9, 0], [0, 1, 1, 1, 1, 1, 1, 2, 3])
+    np.testing.assert_array_equal(document.coords[1:7, 1:], document.patch_hw)
+    np.testing.assert_array_equal(document.patch_hw[:, 0], [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(document.patch_hw[:, 1], [0, 1, 2, 0, 1, 2])
+    np.testing.assert_array_equal(document.targets, [*document.tokens[1:], 0])
+    # Exactly the caption and <|im_end|> are targets with weight.
+    targets = document.targets[document.loss_weights > 0]
+    assert segments(targets, tokenizer) == "red apple\nfruit, food<|im_end|>"
+    np.testing.assert_allclose(
+        document.loss_weights[-1 - len(targets) : -1], len(targets) ** exponent, rtol=1e-6
+    )
+    assert document.loss_weights[-1] == 0
+    assert document.source_id == 3
+    assert {a.dtype for a in (document.tokens, document.kinds, document.targets)} == {np.dtype(np.int32)}
+    assert n == len(document.loss_weights) == len(document.coords)
+
+
+def test_label_line_ends_on_a_token_border(tokenizer):
+    document = text.caption_document(tokenizer, blank(1, 1), "en", "red apple", ["fruit"])
+    label, tags = (tokenizer.encode(piece) for piece in text.caption_pieces("red apple", ["fruit"]))
+    caption = [*label, *tags, tokenizer.im_end]
+    np.testing.assert_array_equal(document.tokens[-len(caption) :], caption)
+
+
+def test_prompt_is_the_start_of_the_training_document(tokenizer):
+    trained = text.caption_document(tokenizer, blank(2, 2), "en", "red apple", ["fruit"])
+    prompt = text.prompt_document(tokenizer, [blank(2, 2)], text.prompt_text("en"))
+    n = len(prompt.tokens)
+    np.testing.assert_array_equal(prompt.tokens, trained.tokens[:n])
+    np.testing.assert_array_equal(prompt.coords, trained.coords[:n])
+    assert not prompt.loss_weights.any()
+
+
+def test_several_pictures_and_none(tokenizer):
+    two = text.prompt_document(tokenizer, [blank(1, 2), blank(2, 1)], "both?")
+    np.testing.assert_array_equal(two.image_ids[:9], [0, 1, 1, 0, 0, 2, 2, 0, 0])
+    assert two.load_patches().shape == (4, 12)
+    none = text.prompt_document(tokenizer, [], "nothing")
+    assert none.patch_hw.shape == (0, 2)
+    assert (none.kinds == schema.TEXT).all()
+
+
+def test_number_of_pictures_must_match(tokenizer):
+    with pytest.raises(DataError, match="doc7: 1 pictures for 2 <image> markers"):
+        text.build_document(tokenizer, [blank(1, 1)], [IMAGE, IMAGE], name="doc7")
+
+
+def test_unknown_reduction(tokenizer):
+    with pytest.raises(DataError, match="loss_reduction 'mean'"):
+        text.reduction_weight(3, "mean")
+
+
+def test_special_tokens_come_first_and_never_from_text(tokenizer):
+    ids = [tokenizer.special_id(name) for name in text.SPECIAL_TOKENS]
+    assert ids == list(range(len(ids)))
+    injected = tokenizer.encode("a <img> <|im_end|> <IMG_CONTEXT>")
+    assert not set(injected) & set(ids)
+    assert tokenizer.decode(injected) == "a <img> <|im_end|> <IMG_CONTEXT>"
+
+
+@pytest.mark.parametrize("string", ["red apple\n", "Ünïcode 日本 🍎", "a\tb  c", ""])
+def test_tokenizer_round_trip(tokenizer, string):
+    assert tokenizer.decode([tokenizer.image_start, *tokenizer.encode(string), tokenizer.im_end]) == string
+
+
+def test_tokenizer_training_is_deterministic():
+    assert text.train_tokenizer(CORPUS, 300) == text.train_tokenizer(CORPUS, 300)
+
+
+def test_bad_tokenizer_file(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{}")
+    with pytest.raises(DataError, match=r"not a readable tokenizer\.json"):
+        text.Tokenizer(path)
+
+
+def test_missing_special_token(tokenizer):
+    with pytest.raises(DataError, match="no special token '<box>'"):
+        tokenizer.special_id("<box>")
