@@ -148,7 +148,7 @@ def train_loader(
         process_index, process_count: this process gets its share of each batch's rows.
 
     Raises:
-        DataError: if the data cannot be used, the mixture is impossible, or a document exceeds a row's budget.
+        DataError: if the data cannot be used, the mixture is impossible, or a document exceeds a budget.
     """
     manifest = build.ensure(config.data)
     make = DocumentMaker(config, stage, manifest)
