@@ -32,10 +32,10 @@ def train_flops(model, specs: Mapping[str, ParamSpec], trainable: frozenset[str]
             times = times * model.embed.merge_size**2
         total += (4 + 2 * (path in trainable)) * times * math.prod(spec.shape)
     if model.tie_embeddings:
-        total += 6 * metrics["supervised_tokens"] * model.hidden_size * model.vocab_size
+        total += 6 * float(metrics["supervised_tokens"]) * model.hidden_size * model.vocab_size
     widened = 2 if model.coords.kind == "thw" else 1
     channels = model.num_heads * model.head_dim * (widened + 1)  # query-key products, then values
-    return total + 6 * metrics["attended_pairs"] * channels * model.num_layers
+    return total + 6 * float(metrics["attended_pairs"]) * channels * model.num_layers
 
 
 def measured_peak(dtype: str, size: int = 1024, repeats: int = 8) -> float:

@@ -54,7 +54,7 @@ def train(config, workdir: pathlib.Path, allow_data_change: bool = False) -> int
         jax.set_mesh(mesh),
     ):
         start, state, position = restore(config, mesh, specs, stages, trainable, checkpoints)
-        if start and position["data"] != manifest["hash"] and not allow_data_change:
+        if start and position["data"] != manifest["data_hash"] and not allow_data_change:
             raise UserError(
                 f"checkpoint {start} was trained on data {position['data']}, {config.data.path} now holds "
                 f"{manifest['hash']}; bring the data back or pass --allow_data_change"
@@ -120,7 +120,7 @@ class Run:
                     step, state, code = self.stage(stage, trainable[stage.name], loader, step, state)
                 if code is not None:
                     return code
-            return EXIT_OK
+            raise AssertionError("the last stage returns an exit code")
         finally:
             self.progress.close()
 
@@ -143,21 +143,22 @@ class Run:
         log = StepLog(self, stage, trainable, loader.source_names, step)
         first = step
         while True:
-            last = step == stage.end
-            boundary = step == stage.start or (last and stage.end == self.progress.total)
-            if step > first and (last or (train.eval_every and step % train.eval_every == 0)):
+            at_end = step == stage.end
+            if step > first and (at_end or (train.eval_every and step % train.eval_every == 0)):
                 log.flush()
                 self.evaluate(stage, step, state, num_sources)
-            if step and (boundary or (step % train.save_every == 0 and not last) or self.interrupt.asked):
+            if at_end and step < self.progress.total:
+                return step, state, None  # the next stage saves this step, with its own optimizer state
+            if at_end or (step and (step == stage.start or step % train.save_every == 0)) or self.interrupt.asked:
                 log.flush()
                 self.save(stage, step, state, loader)
-            if self.interrupt.asked:
+            if at_end or self.interrupt.asked:
                 self.checkpoints.wait()
+            if at_end:
+                return step, state, EXIT_OK
+            if self.interrupt.asked:
                 self.progress.say(f"stopped by {self.interrupt.asked} at step {step}, saved; run again to go on")
                 return step, state, EXIT_INTERRUPTED
-            if last:
-                self.checkpoints.wait()
-                return step, state, None
             with log.waiting():
                 batch = mesh_lib.put_batch(self.mesh, next(loader))
             state, metrics = train_step(state, batch)
@@ -179,7 +180,7 @@ class Run:
             {
                 "stage": stage.name,
                 "loader": loader.get_state(),
-                "data": self.manifest["hash"],
+                "data": self.manifest["data_hash"],
                 "config_hash": config_lib.config_hash(self.config),
             },
         )

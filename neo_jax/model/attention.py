@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from neo_jax.model.coords import COORDS, Rotary, rotate
+from neo_jax.model.linear import linear
 from neo_jax.model.mask import Intervals, dense
 from neo_jax.model.norm import RMSNorm
 from neo_jax.params import normal, parameter
@@ -76,13 +77,13 @@ class Attention(nnx.Module):
 
     def project(self, x_BLD: jax.Array, table: Rotary) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, L, N, d_qk] and keys [B, L, K, d_qk] after norm and rotation, values [B, L, K, d]."""
-        q, k = self.q_norm(_heads(x_BLD, self.q)), self.k_norm(_heads(x_BLD, self.k))
+        q, k = self.q_norm(linear(x_BLD, self.q[...])), self.k_norm(linear(x_BLD, self.k[...]))
         if self.has_hw:
-            q_h, q_w = jnp.split(_heads(x_BLD, self.q_hw), 2, axis=-1)
-            k_h, k_w = jnp.split(_heads(x_BLD, self.k_hw), 2, axis=-1)
+            q_h, q_w = jnp.split(linear(x_BLD, self.q_hw[...]), 2, axis=-1)
+            k_h, k_w = jnp.split(linear(x_BLD, self.k_hw[...]), 2, axis=-1)
             q = jnp.concatenate([q, self.q_norm_h(q_h), self.q_norm_w(q_w)], axis=-1)
             k = jnp.concatenate([k, self.k_norm_h(k_h), self.k_norm_w(k_w)], axis=-1)
-        return rotate(q, table, self.groups), rotate(k, table, self.groups), _heads(x_BLD, self.v)
+        return rotate(q, table, self.groups), rotate(k, table, self.groups), linear(x_BLD, self.v[...])
 
     def __call__(
         self,
@@ -99,8 +100,5 @@ class Attention(nnx.Module):
             cache = cache.write(k, v, slots_BL)
             k, v = cache
         out = self.attend(q, k, v, intervals, self.scale)
-        return jnp.einsum("BLNd,NdD->BLD", out, self.o[...].astype(x_BLD.dtype)), cache
+        return linear(out, self.o[...], num_inputs=2), cache
 
-
-def _heads(x_BLD: jax.Array, weight: nnx.Param) -> jax.Array:
-    return jnp.einsum("BLD,DNd->BLNd", x_BLD, weight[...].astype(x_BLD.dtype))

@@ -1,11 +1,11 @@
 """One decoder layer: pre-norm attention and SwiGLU (the Qwen3 block)."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from neo_jax.model.attention import Attention, Cache
 from neo_jax.model.coords import Rotary
+from neo_jax.model.linear import linear
 from neo_jax.model.mask import Intervals
 from neo_jax.model.norm import RMSNorm
 from neo_jax.params import normal, parameter
@@ -21,8 +21,8 @@ class SwiGLU(nnx.Module):
         self.down = parameter((F, D), ("mlp", "embed"), normal(config.init_std))
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        gate, up, down = (w[...].astype(x_BLD.dtype) for w in (self.gate, self.up, self.down))
-        return (jax.nn.silu(x_BLD @ gate) * (x_BLD @ up)) @ down
+        inner = jax.nn.silu(linear(x_BLD, self.gate[...])) * linear(x_BLD, self.up[...])
+        return linear(inner, self.down[...])
 
 
 class Block(nnx.Module):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from neo_jax.model.linear import linear
 from neo_jax.params import parameter, uniform
 
 
@@ -51,7 +52,7 @@ class ConvGeluConv(nnx.Module):
 
     def convolve(self, pixels_BPmx: jax.Array) -> jax.Array:
         """First convolution and exact (erf) GELU: [B, P, m * m, C]."""
-        x = pixels_BPmx.astype(self.dtype) @ self.patch_kernel[...].astype(self.dtype)
+        x = linear(pixels_BPmx.astype(self.dtype), self.patch_kernel[...])
         return jax.nn.gelu(x + self.patch_bias[...].astype(self.dtype), approximate=False)
 
     def rotate(self, x_BPmC: jax.Array, patch_hw_BP2: jax.Array) -> jax.Array:
@@ -69,7 +70,7 @@ class ConvGeluConv(nnx.Module):
     def merge(self, x_BPmC: jax.Array) -> jax.Array:
         """Second convolution: [B, P, D]."""
         x = x_BPmC.reshape(*x_BPmC.shape[:2], -1)
-        return x @ self.merge_kernel[...].astype(self.dtype) + self.merge_bias[...].astype(self.dtype)
+        return linear(x, self.merge_kernel[...]) + self.merge_bias[...].astype(self.dtype)
 
     def __call__(self, patches_BPX: jax.Array, patch_hw_BP2: jax.Array) -> jax.Array:
         return self.merge(self.rotate(self.convolve(self.pixels(patches_BPX)), patch_hw_BP2))
