@@ -2,7 +2,7 @@
 
     python -m neo_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-About ten minutes on two CPU cores. `configs/quickstart.py:smoke` is the same at toy width, in under two minutes.
+About ten minutes on two CPU cores. With `:smoke` behind the file name: toy width, well under two minutes.
 """
 
 from ml_collections import ConfigDict

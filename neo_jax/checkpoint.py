@@ -7,7 +7,6 @@ One checkpoint holds the train state (arrays) and, as JSON, the data position an
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from neo_jax.errors import UserError, main_guard
 
 
 class Checkpoints:
-    """The checkpoints of a workdir, newest `keep` of them. Use as a context manager: leaving waits for saves."""
+    """The newest `keep` checkpoints of a run. Use as a context manager: leaving waits for the last save."""
 
     def __init__(self, folder: pathlib.Path, keep: int):
         self.folder = folder
@@ -30,76 +29,100 @@ class Checkpoints:
         self._pending: ocp.AsyncResponse[bool] | None = None
 
     @property
-    def steps(self) -> list[int]:
-        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+    def latest(self) -> int:
+        """Steps taken at the newest checkpoint; 0 if there is none."""
+        latest = self._checkpointer.latest
+        return latest.step if latest is not None else 0
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Starts saving and returns; the arrays are copied before this returns, so they may be donated.
 
-        Raises the error of the previous save, if it failed: a run must not go on without checkpoints.
+        Raises:
+            UserError: the previous save failed. A run must not go on without checkpoints.
         """
         self.wait()
-        if step not in self.steps:
+        if step == self.latest:  # just restored
+            return
+        try:
             self._pending = self._checkpointer.save_checkpointables_async(
                 step, {"state": state}, custom_metadata=record
             )
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._saving = step
 
     def wait(self) -> None:
-        """Blocks until the last save is on disk; raises its error if it failed."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
-
-    def record(self, step: int) -> dict[str, Any]:
-        """The JSON part of a checkpoint."""
-        return self._checkpointer.checkpointables_metadata(step).custom_metadata
-
-    def restore(self, step: int, abstract_state: Any) -> Any:
-        """The arrays of a checkpoint, with the shapes, dtypes and shardings of `abstract_state`.
+        """Blocks until the last save is on disk.
 
         Raises:
-            UserError: the checkpoint is damaged or does not fit, with its folder.
+            UserError: it failed; the checkpoints before it are whole.
         """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
         try:
-            return self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
+            pending.result()
+        except Exception as error:
+            raise self._failed(self._saving, error) from error
+
+    def _failed(self, step: int, error: Exception) -> UserError:
+        """Whatever the storage raised, told with its folder."""
+        return UserError(f"saving checkpoint {self.folder / str(step)} failed: {_first_line(error)}")
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """A checkpoint's arrays, with the shapes, dtypes and shardings of `like`, and its JSON record.
+
+        Raises:
+            UserError: the checkpoint is damaged or does not fit.
+        """
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        try:
+            state = self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
+            record = self._checkpointer.checkpointables_metadata(step).custom_metadata
         except Exception as error:
             raise UserError(
-                f"cannot restore checkpoint {self.folder / str(step)}: {error}; "
+                f"cannot restore checkpoint {self.folder / str(step)}: {_first_line(error)}; "
                 "delete that folder to go on from the one before"
             ) from error
+        return state, record
 
-    def __enter__(self):
+    def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, *exc_info: object) -> None:
         try:
             self.wait()
         finally:
             self._checkpointer.close()
 
 
-def abstract(state: Any) -> Any:
-    """Shapes, dtypes and shardings of a state on devices."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-
-
 def list_arrays(folder: pathlib.Path) -> list[str]:
-    """One line "path shape dtype" per array of a checkpoint folder."""
+    """One line "path shape dtype" per array of a checkpoint folder.
+
+    Raises:
+        UserError: the folder is not a checkpoint.
+    """
     if not ocp.is_orbax_checkpoint(folder.absolute()):
         raise UserError(f"{folder}: not a checkpoint; name one numbered folder inside `checkpoints/`")
     tree = ocp.checkpointables_metadata(folder.absolute()).metadata["state"]
-    lines = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        lines.append(f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.shape} {leaf.dtype}")
-    return sorted(lines)
+    return sorted(
+        f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.shape} {leaf.dtype}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m neo_jax.checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m neo_jax.checkpoint", description="Lists a checkpoint's arrays."
+    )
     parser.add_argument("command", choices=["ls"])
     parser.add_argument("folder", type=pathlib.Path)
     args = parser.parse_args(argv)
-    sys.stdout.write("\n".join(list_arrays(args.folder)) + "\n")
+    print("\n".join(list_arrays(args.folder)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Floating-point operations of a training step, counted from what is really in the batch.
 
-Convention ("model FLOPs"): a multiply-add is two operations; every matrix is counted for the tokens that need
-it; attention for the (query, key) pairs inside the intervals; backward costs two products per forward product,
+Convention ("model FLOPs"): a multiply-add is two operations; a matrix counts for the tokens that need it;
+attention for the (query, key) pairs inside the intervals; backward costs two products per forward product,
 one of them only for weights that train. Recomputation, softmax, norms and padding count nothing.
 """
 
@@ -11,11 +11,14 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from neo_jax.params import ParamSpec
 
 
-def train_flops(model, specs: Mapping[str, ParamSpec], trainable: frozenset[str], metrics: Mapping) -> float:
+def train_flops(
+    model: ConfigDict, specs: Mapping[str, ParamSpec], trainable: frozenset[str], metrics: Mapping
+) -> float:
     """FLOPs of one step, over all devices.
 
     Args:

@@ -1,11 +1,12 @@
 """The device mesh, and the one table from logical axes to mesh axes."""
 
-import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from neo_jax.errors import UserError
 from neo_jax.params import ParamSpec
@@ -27,7 +28,7 @@ RULES: dict[str, str | None] = {
 BATCH = PartitionSpec(("data", "fsdp"), "context")  # rows, then positions or patches
 
 
-def make(config) -> Mesh:
+def make(config: ConfigDict) -> Mesh:
     """The mesh of config.mesh over all devices of this run.
 
     Raises:
@@ -67,7 +68,7 @@ def param_shardings(mesh: Mesh, specs: Mapping[str, ParamSpec]) -> dict[str, Nam
         for size, axis, logical in zip(spec.shape, partition, spec.axes, strict=True):
             if axis is not None and size % mesh.shape[axis]:
                 raise UserError(
-                    f"mesh.{axis}={mesh.shape[axis]} does not divide {path} dimension {logical!r} of size {size}"
+                    f"mesh.{axis}={mesh.shape[axis]} does not divide {path}, {logical!r} of size {size}"
                 )
         shardings[path] = NamedSharding(mesh, partition)
     return shardings
@@ -83,16 +84,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def num_devices(mesh: Mesh) -> int:
-    return math.prod(mesh.shape.values())
-
-
-def state_shardings(mesh: Mesh, specs: Mapping[str, ParamSpec], abstract_state):
-    """Shardings of a whole train state: what is keyed by a parameter's path is split like it, the rest is whole."""
+def state_shardings(mesh: Mesh, specs: Mapping[str, ParamSpec], abstract_state: Any) -> Any:
+    """Shardings of a train state: what is keyed by a parameter's path is split like it, the rest is whole."""
     by_path = param_shardings(mesh, specs)
 
-    def sharding(keys, leaf):
-        name = keys[-1].key if keys and isinstance(keys[-1], jax.tree_util.DictKey) else None
-        return by_path.get(name, replicated(mesh))
+    def sharding(keys: tuple, leaf: Any) -> NamedSharding:
+        key = keys[-1] if keys else None
+        return by_path.get(getattr(key, "key", ""), replicated(mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_state)

@@ -5,6 +5,7 @@ import math
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from tensorboardX import SummaryWriter
@@ -38,10 +39,10 @@ class MetricsWriter:
             if isinstance(value, int | float) and name != "step":
                 self._events.add_scalar(name, value, line["step"])
 
-    def __enter__(self):
+    def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, *exc_info: object) -> None:
         self._file.close()
         self._events.close()
 
@@ -82,7 +83,10 @@ class Progress:
         else:
             print(text, flush=True)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
@@ -92,7 +96,7 @@ def _clock(seconds: float) -> str:
     return f"{minutes}:{seconds:02d}"
 
 
-def _flatten(value: dict[str, Any], prefix: str = ""):
+def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
         if isinstance(item, dict):
             yield from _flatten(item, f"{prefix}{key}/")

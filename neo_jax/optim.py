@@ -6,19 +6,20 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from neo_jax.params import ParamSpec
 
 Schedule = Callable[[jax.Array], jax.Array]
 
 
-def cosine(stage) -> Schedule:
-    """Linear warm-up from 0, then a half cosine to min_lr_ratio * peak_lr at the last step (neo.md section 7).
+def cosine(stage: ConfigDict) -> Schedule:
+    """Linear warm-up from 0, then a half cosine to min_lr_ratio * peak_lr at the last step.
 
     `step` counts from 0 within the stage: the first update of a stage with warm-up has rate 0.
     """
 
-    def rate(step):
+    def rate(step: jax.Array) -> jax.Array:
         warmup, peak, floor = stage.warmup_steps, stage.peak_lr, stage.min_lr_ratio
         progress = (step - warmup) / max(1, stage.steps - warmup)
         decayed = (1 + jnp.cos(math.pi * jnp.clip(progress, 0, 1))) / 2 * (1 - floor) + floor
@@ -30,7 +31,9 @@ def cosine(stage) -> Schedule:
 SCHEDULES = {"cosine": cosine}
 
 
-def adamw(stage, specs: Mapping[str, ParamSpec], trainable: Iterable[str]) -> optax.GradientTransformation:
+def adamw(
+    stage: ConfigDict, specs: Mapping[str, ParamSpec], trainable: Iterable[str]
+) -> optax.GradientTransformation:
     """Clip by global norm, Adam, decoupled weight decay on matrices. Updates are still to be scaled by -rate.
 
     The rate is applied by the step from its own counter, so that skipped steps do not delay the schedule.

@@ -29,7 +29,7 @@ class ParamSpec:
     axes: tuple[str, ...]
     init: Initializer
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):
             raise ValueError(f"shape {self.shape} and axes {self.axes} differ in length")
 
@@ -60,7 +60,7 @@ def stack(module: nnx.Module, num: int) -> nnx.Module:
     """Gives every parameter of `module` a leading "layers" dimension of size `num`, for lax.scan."""
 
     def stacked(spec: ParamSpec) -> ParamSpec:
-        def init(key, shape):
+        def init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
             return jax.vmap(lambda k: spec.init(k, shape[1:]))(jax.random.split(key, shape[0]))
 
         return ParamSpec((num, *spec.shape), ("layers", *spec.axes), init)
@@ -102,11 +102,11 @@ def select(specs: Mapping[str, ParamSpec], patterns: Iterable[str]) -> frozenset
         found = {path for path in specs if re.fullmatch(pattern, path)}
         if not found:
             raise UserError(
-                f"trainable pattern {pattern!r} matches no parameter; the paths are: {', '.join(sorted(specs))}"
+                f"trainable pattern {pattern!r} matches no parameter of {', '.join(sorted(specs))}"
             )
         chosen |= found
     return frozenset(chosen)
 
 
-def _is_spec(leaf) -> bool:
+def _is_spec(leaf: object) -> bool:
     return isinstance(leaf, ParamSpec)

@@ -1,7 +1,8 @@
 """A run is a list of stages; this module says which steps belong to which."""
 
 import dataclasses
-from typing import Any
+
+from ml_collections import ConfigDict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,10 +13,10 @@ class Stage:
     index: int
     start: int
     end: int
-    config: Any
+    config: ConfigDict
 
 
-def plan(config) -> tuple[Stage, ...]:
+def plan(config: ConfigDict) -> tuple[Stage, ...]:
     """The stages of a resolved config in order."""
     stages: list[Stage] = []
     start = 0

@@ -23,7 +23,7 @@ Metrics = dict[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a step reads and writes. The optimizer state covers the stage's trainable parameters only."""
+    """Everything a step reads and writes. The optimizer state covers the trainable parameters only."""
 
     step: jax.Array  # int32, steps taken since the start of the run
     params: Params
@@ -50,7 +50,7 @@ def make_train_step(
         """Gradients of the unnormalised loss with respect to the trainable parameters, and the sums."""
         frozen = {path: x for path, x in params.items() if path not in trainable}
 
-        def loss(trained: Params):
+        def loss(trained: Params) -> tuple[jax.Array, Metrics]:
             sums = loss_sums(bind(model, frozen | trained), batch, num_sources)
             return sums["loss"], sums
 
@@ -60,10 +60,12 @@ def make_train_step(
         if parts == 1:
             return gradients(params, batch)
 
-        def split(x):  # every part takes rows from all over the batch, so that each device keeps its own
+        def split(
+            x: jax.Array,
+        ) -> jax.Array:  # parts take rows from all over the batch: each device keeps its own
             return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
 
-        def add(total, part):
+        def add(total: tuple, part: Batch) -> tuple[tuple, None]:
             return jax.tree.map(jnp.add, total, gradients(params, part)), None
 
         batches = jax.tree.map(split, dict(batch))
@@ -110,7 +112,7 @@ def loss_sums(model: Transformer, batch: Batch, num_sources: int) -> Metrics:
     intervals = model.mask(batch["segment_ids"], batch["image_ids"])
     pairs = jnp.where(kinds > 0, intervals.end - intervals.start, 0)
 
-    def by_source(x):
+    def by_source(x: jax.Array) -> jax.Array:
         return jax.ops.segment_sum(x.ravel(), batch["source_ids"].ravel(), num_sources)
 
     return {

@@ -18,7 +18,7 @@ def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
     """Makes the folder and writes config.json into it, or checks that it belongs to the same config.
 
     Raises:
-        UserError: the folder holds a run of another config (the differing fields are listed), or is no folder.
+        UserError: the folder holds a run of another config (the fields are listed), or is no folder.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder")
@@ -28,7 +28,7 @@ def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
         changes = config_lib.diff(load_config(workdir), config)
         if changes:
             raise UserError(
-                f"--workdir={workdir} holds a run of another config; use another workdir, or take these back: "
+                f"--workdir={workdir} holds a run of another config; use another, or take these back: "
                 + "; ".join(changes)
             )
         return

@@ -1,8 +1,8 @@
 """NEO checkpoints (Hugging Face layout, model_type "neo_chat") to and from ours.
 
-One table of (our path, layer, HF name, HF shape, kind) serves import and export. HF linears are
-(out, in) and convolutions (out, in, kh, kw); ours are (in..., out...), and rows of a convolution kernel follow
-the pixel order of `patches` (y, x, rgb).
+One table of (our path, layer, HF name, HF shape, kind) serves import and export. HF linears are (out, in)
+and convolutions (out, in, kh, kw); ours are (in..., out...), and rows of a convolution kernel follow the
+pixel order of `patches` (y, x, rgb).
 """
 
 import json
@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
 
+from data_pipelines.text import Tokenizer
 from neo_jax.errors import UserError
 from neo_jax.params import ParamSpec
 
@@ -41,7 +43,7 @@ TO_HF: dict[str, Transform] = {
 }
 
 
-def table(model) -> Iterator[Row]:
+def table(model: ConfigDict) -> Iterator[Row]:
     """All tensors of a NEO checkpoint for our model config."""
     D, F, N, K, d = (
         model.hidden_size,
@@ -78,7 +80,9 @@ def table(model) -> Iterator[Row]:
         "mlp/down": ("mlp.down_proj.weight", (D, F), "linear"),
     }
     for index in range(model.num_layers):
-        stack, layer = ("pre_buffer", index) if index < model.pre_buffer else ("layers", index - model.pre_buffer)
+        stack, layer = (
+            ("pre_buffer", index) if index < model.pre_buffer else ("layers", index - model.pre_buffer)
+        )
         for path, (name, shape, kind) in layer_rows.items():
             yield Row(f"{stack}/{path}", layer, f"{llm}layers.{index}.{name}", shape, kind)
     yield Row("norm/weight", None, llm + "norm.weight", (D,), "copy")
@@ -86,7 +90,9 @@ def table(model) -> Iterator[Row]:
         yield Row("head", None, "language_model.lm_head.weight", (model.vocab_size, D), "linear")
 
 
-def from_hf(model, specs: Mapping[str, ParamSpec], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def from_hf(
+    model: ConfigDict, specs: Mapping[str, ParamSpec], tensors: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Our parameters, float32, from HF tensors.
 
     Raises:
@@ -98,7 +104,7 @@ def from_hf(model, specs: Mapping[str, ParamSpec], tensors: Mapping[str, np.ndar
         raise UserError(f"the checkpoint lacks {len(missing)} tensors, first {missing[0]}")
     if extra := sorted(set(tensors) - names):
         raise UserError(f"the checkpoint has {len(extra)} tensors the config does not know, first {extra[0]}")
-    params = {path: np.empty(spec.shape, np.float32) for path, spec in specs.items()}
+    params: dict[str, np.ndarray] = {path: np.empty(spec.shape, np.float32) for path, spec in specs.items()}
     for row in rows:
         tensor = tensors[row.name]
         if tensor.shape != row.shape:
@@ -108,7 +114,7 @@ def from_hf(model, specs: Mapping[str, ParamSpec], tensors: Mapping[str, np.ndar
     return params
 
 
-def to_hf(model, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_hf(model: ConfigDict, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """HF tensors from our parameters."""
     tensors = {}
     for row in table(model):
@@ -118,7 +124,7 @@ def to_hf(model, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return tensors
 
 
-def hf_config(model, tokenizer, min_pixels: int, max_pixels: int) -> dict[str, Any]:
+def hf_config(model: ConfigDict, tokenizer: Tokenizer, min_pixels: int, max_pixels: int) -> dict[str, Any]:
     """The `config.json` of a NEO checkpoint (specs: neo.md section 1) for our model config.
 
     `tokenizer` gives the special-token ids (data_pipelines.text.Tokenizer).
@@ -128,8 +134,8 @@ def hf_config(model, tokenizer, min_pixels: int, max_pixels: int) -> dict[str, A
         "model_type": "neo_chat",
         "dtype": "float32",
         "hidden_size": model.hidden_size,
-        "img_context_token_id": tokenizer.image_context_id,
-        "img_start_token_id": tokenizer.image_start_id,
+        "img_context_token_id": tokenizer.image_context,
+        "img_start_token_id": tokenizer.image_start,
         "tie_word_embeddings": model.tie_embeddings,
         "llm_config": {
             "architectures": ["Qwen3ForCausalLM"],
@@ -192,14 +198,21 @@ def model_changes(hf: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def export(folder: pathlib.Path, model, params: Mapping[str, np.ndarray], tokenizer, min_pixels: int, max_pixels: int):
+def export(
+    folder: pathlib.Path,
+    model: ConfigDict,
+    params: Mapping[str, np.ndarray],
+    tokenizer_file: pathlib.Path,
+    min_pixels: int,
+    max_pixels: int,
+) -> None:
     """Writes config.json, model.safetensors and tokenizer.json; the folder appears whole or not at all."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    config = hf_config(model, tokenizer, min_pixels, max_pixels)
+    config = hf_config(model, Tokenizer(tokenizer_file), min_pixels, max_pixels)
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     safetensors.save_file(to_hf(model, params), partial / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save(partial / "tokenizer.json")
+    shutil.copyfile(tokenizer_file, partial / "tokenizer.json")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

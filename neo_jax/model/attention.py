@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 from neo_jax.model.coords import COORDS, Rotary, rotate
 from neo_jax.model.linear import linear
@@ -17,7 +18,9 @@ from neo_jax.model.norm import RMSNorm
 from neo_jax.params import normal, parameter
 
 
-def reference(q_BLNd, k_BSKd, v_BSKd, intervals: Intervals, scale: float) -> jax.Array:
+def reference(
+    q_BLNd: jax.Array, k_BSKd: jax.Array, v_BSKd: jax.Array, intervals: Intervals, scale: float
+) -> jax.Array:
     """Dense masked softmax attention; the definition every other implementation is tested against.
 
     Query and value channels may differ in number. Query head n reads key/value head n // G.
@@ -54,7 +57,7 @@ class Attention(nnx.Module):
     keys are zero is then exactly its text-only base.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         D, N, K, d = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
         matrix = normal(config.init_std)
         self.q = parameter((D, N, d), ("embed", "heads", "head_dim"), matrix)
@@ -101,4 +104,3 @@ class Attention(nnx.Module):
             k, v = cache
         out = self.attend(q, k, v, intervals, self.scale)
         return linear(out, self.o[...], num_inputs=2), cache
-

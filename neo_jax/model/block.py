@@ -2,6 +2,7 @@
 
 import jax
 from flax import nnx
+from ml_collections import ConfigDict
 
 from neo_jax.model.attention import Attention, Cache
 from neo_jax.model.coords import Rotary
@@ -14,7 +15,7 @@ from neo_jax.params import normal, parameter
 class SwiGLU(nnx.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer, 2020), no biases."""
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         D, F = config.hidden_size, config.mlp_size
         self.gate = parameter((D, F), ("embed", "mlp"), normal(config.init_std))
         self.up = parameter((D, F), ("embed", "mlp"), normal(config.init_std))
@@ -28,7 +29,7 @@ class SwiGLU(nnx.Module):
 class Block(nnx.Module):
     """x += attention(norm(x)); x += mlp(norm(x)). Pre-buffer and post layers are both this."""
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         self.attention_norm = RMSNorm(config.hidden_size, "embed", config.norm_eps)
         self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.hidden_size, "embed", config.norm_eps)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 
 class Group(NamedTuple):
@@ -21,11 +22,11 @@ class Group(NamedTuple):
     theta: float
 
 
-def one_d(coords, head_dim: int) -> tuple[Group, ...]:
+def one_d(coords: ConfigDict, head_dim: int) -> tuple[Group, ...]:
     return (Group(0, head_dim, coords.rope_theta),)
 
 
-def thw(coords, head_dim: int) -> tuple[Group, ...]:
+def thw(coords: ConfigDict, head_dim: int) -> tuple[Group, ...]:
     half = head_dim // 2
     return (
         Group(0, head_dim, coords.rope_theta),
@@ -37,6 +38,11 @@ def thw(coords, head_dim: int) -> tuple[Group, ...]:
 COORDS = {"1d": one_d, "thw": thw}
 
 
+def frequencies(size: int, theta: float) -> jax.Array:
+    """theta^(-2i / size) for i < size / 2, float32."""
+    return theta ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+
+
 class Rotary(NamedTuple):
     """cos and sin, [B, L, channels / 2] float32, over the groups side by side."""
 
@@ -46,11 +52,9 @@ class Rotary(NamedTuple):
 
 def rotary(groups: tuple[Group, ...], coords_BL3: jax.Array) -> Rotary:
     """Angles coordinate * theta^(-2i / size), i < size / 2, for every group, concatenated."""
-    angles = [
-        coords_BL3[..., g.axis, None] * g.theta ** (-jnp.arange(0, g.size, 2, dtype=jnp.float32) / g.size)
-        for g in groups
-    ]
-    angles = jnp.concatenate(angles, axis=-1)
+    angles = jnp.concatenate(
+        [coords_BL3[..., g.axis, None] * frequencies(g.size, g.theta)[None, None] for g in groups], axis=-1
+    )
     return Rotary(jnp.cos(angles), jnp.sin(angles))
 
 

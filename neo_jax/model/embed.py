@@ -10,8 +10,10 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
-from neo_jax.model.linear import linear
+from neo_jax.model.coords import frequencies
+from neo_jax.model.linear import linear, on_last
 from neo_jax.params import parameter, uniform
 
 
@@ -22,7 +24,7 @@ class ConvGeluConv(nnx.Module):
     products: [B, P, m * m, p * p * 3] @ [p * p * 3, C], then [B, P, m * m * C] @ [m * m * C, D].
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         embed = config.embed
         self.patch_size, self.merge_size = embed.patch_size, embed.merge_size
         self.theta = embed.rope_theta
@@ -44,23 +46,23 @@ class ConvGeluConv(nnx.Module):
         """
         p, m = self.patch_size, self.merge_size
         chex.assert_axis_dimension(patches_BPX, -1, (p * m) ** 2 * 3)
-        mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
         x = patches_BPX.reshape(*patches_BPX.shape[:2], m, p, m, p, 3)
         x = x.transpose(0, 1, 2, 4, 3, 5, 6)
-        x = (x.astype(jnp.float32) / 255 - mean) / std
+        x = x.astype(jnp.float32) / 255
+        x = (x - on_last(jnp.asarray(self.mean), x)) / on_last(jnp.asarray(self.std), x)
         return x.reshape(*patches_BPX.shape[:2], m * m, p * p * 3)
 
     def convolve(self, pixels_BPmx: jax.Array) -> jax.Array:
         """First convolution and exact (erf) GELU: [B, P, m * m, C]."""
         x = linear(pixels_BPmx.astype(self.dtype), self.patch_kernel[...])
-        return jax.nn.gelu(x + self.patch_bias[...].astype(self.dtype), approximate=False)
+        return jax.nn.gelu(x + on_last(self.patch_bias[...], x), approximate=False)
 
     def rotate(self, x_BPmC: jax.Array, patch_hw_BP2: jax.Array) -> jax.Array:
         """Rotates adjacent channel pairs: first half by the patch's column, second half by its row."""
         m, half = self.merge_size, x_BPmC.shape[-1] // 2
         inner = jnp.stack(jnp.meshgrid(jnp.arange(m), jnp.arange(m), indexing="ij"), -1).reshape(m * m, 2)
-        hw = (patch_hw_BP2[:, :, None] * m + inner).astype(jnp.float32)  # in units of p pixels
-        frequency = self.theta ** (-jnp.arange(0, half, 2, dtype=jnp.float32) / half)
+        hw = patch_hw_BP2[:, :, None] * m + inner[None, None]  # [B, P, m * m, 2] in units of p pixels
+        frequency = on_last(frequencies(half, self.theta), hw.astype(jnp.float32))
         angles = jnp.concatenate([hw[..., 1:] * frequency, hw[..., :1] * frequency], axis=-1)
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         pairs = x_BPmC.astype(jnp.float32).reshape(*x_BPmC.shape[:-1], half, 2)
@@ -70,7 +72,8 @@ class ConvGeluConv(nnx.Module):
     def merge(self, x_BPmC: jax.Array) -> jax.Array:
         """Second convolution: [B, P, D]."""
         x = x_BPmC.reshape(*x_BPmC.shape[:2], -1)
-        return linear(x, self.merge_kernel[...]) + self.merge_bias[...].astype(self.dtype)
+        x = linear(x, self.merge_kernel[...])
+        return x + on_last(self.merge_bias[...], x)
 
     def __call__(self, patches_BPX: jax.Array, patch_hw_BP2: jax.Array) -> jax.Array:
         return self.merge(self.rotate(self.convolve(self.pixels(patches_BPX)), patch_hw_BP2))

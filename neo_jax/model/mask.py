@@ -45,7 +45,7 @@ MASKS = {"causal": causal, "image_bidirectional": image_bidirectional}
 
 def dense(intervals: Intervals, num_keys: int) -> jax.Array:
     """The boolean mask [B, L, S] that the intervals stand for; for tests, pictures and `reference`."""
-    keys = jnp.arange(num_keys, dtype=jnp.int32)
+    keys = jnp.arange(num_keys, dtype=jnp.int32)[None, None]
     return (intervals.start[..., None] <= keys) & (keys < intervals.end[..., None])
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from neo_jax.model.linear import on_last
 from neo_jax.params import ones, parameter
 
 
@@ -21,4 +22,5 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * scale).astype(x.dtype) * self.weight[...].astype(x.dtype)
+        x = (x32 * scale).astype(x.dtype)
+        return x * on_last(self.weight[...], x)

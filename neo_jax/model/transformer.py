@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 from neo_jax.model.attention import Cache
 from neo_jax.model.block import Block
@@ -33,7 +34,7 @@ REMAT_POLICIES = {
 class Transformer(nnx.Module):
     """Built with ParamSpecs in place of arrays; `params.bind(model, params)` makes it callable."""
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         D, V = config.hidden_size, config.vocab_size
         self.token_embed = parameter((V, D), ("vocab", "embed"), normal(config.init_std))
         self.patch_embed = EMBEDS[config.embed.kind](config)
@@ -108,20 +109,36 @@ class Transformer(nnx.Module):
         x, caches, _ = self._run(self.embed_tokens(tokens_BT), coords_BT3, intervals, caches, slots_BT)
         return x, caches
 
-    def _run(self, x, coords, intervals, caches: Caches | None = None, slots=None):
+    def _run(
+        self,
+        x: jax.Array,
+        coords: jax.Array,
+        intervals: Intervals,
+        caches: Caches | None = None,
+        slots: jax.Array | None = None,
+    ) -> tuple[jax.Array, Caches, jax.Array]:
         groups = getattr(self, self.stacks[0]).attention.groups
         table = rotary(groups, coords)
-        new_caches, taps = {}, []
+        new_caches: dict = {}
+        taps = []
         for name in self.stacks:
             cache = caches[name] if caches is not None else None
             x, (new_caches[name], tap) = self._scan(getattr(self, name), x, table, intervals, cache, slots)
             taps.append(tap)
         return self.norm(x), new_caches, jnp.concatenate(taps)
 
-    def _scan(self, block: Block, x, table: Rotary, intervals: Intervals, cache: Cache | None, slots):
+    def _scan(
+        self,
+        block: Block,
+        x: jax.Array,
+        table: Rotary,
+        intervals: Intervals,
+        cache: Cache | None,
+        slots: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[Cache | None, jax.Array]]:
         graph, params = nnx.split(block)
 
-        def layer(x, inputs):
+        def layer(x: jax.Array, inputs: tuple) -> tuple[jax.Array, tuple]:
             layer_params, layer_cache = inputs
             x, layer_cache = nnx.merge(graph, layer_params)(x, table, intervals, layer_cache, slots)
             return x, (layer_cache, x)

@@ -5,6 +5,8 @@ another set of recordings in the same format works unchanged. Tolerances are tho
 """
 
 import json
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,8 @@ from neo_jax.model.coords import rotary
 from neo_jax.model.mask import dense
 from neo_jax.model.transformer import Transformer
 from neo_jax.objectives.ntp import cross_entropy, dense_cross_entropy
-import os, pathlib
-golden_root = lambda: pathlib.Path(os.environ.get("NEO_GOLDEN_DIR","tests/golden"))
+
+golden_root = lambda: pathlib.Path(os.environ.get("NEO_GOLDEN_DIR", "tests/golden"))
 
 CASES = sorted((golden_root() / "neo").glob("case*.safetensors"))
 
@@ -107,7 +109,9 @@ def test_patch_embedding(recording):
 
     pixels = embed.pixels(batch["patches"])
     p = recording.config.embed.patch_size
-    hwc = case["pixel_values"].reshape(-1, 3, p, p).transpose(0, 2, 3, 1).reshape(len(case["pixel_values"]), -1)
+    hwc = (
+        case["pixel_values"].reshape(-1, 3, p, p).transpose(0, 2, 3, 1).reshape(len(case["pixel_values"]), -1)
+    )
     close(by_patch(pixels, 3 * p * p), hwc, atol=1e-5)
     convolved = embed.convolve(pixels)
     rotated = embed.rotate(convolved, batch["patch_hw"])
@@ -132,7 +136,11 @@ def test_first_layer_attention(recording):
     name = model.stacks[0]
     block = params_lib.bind(
         getattr(Transformer(recording.config), name),
-        {path.removeprefix(name + "/"): x[0] for path, x in recording.params.items() if path.startswith(name + "/")},
+        {
+            path.removeprefix(name + "/"): x[0]
+            for path, x in recording.params.items()
+            if path.startswith(name + "/")
+        },
     )
     attention, table = block.attention, rotary(block.attention.groups, batch["coords"])
     q, k, v = attention.project(block.attention_norm(model.embed(batch)), table)

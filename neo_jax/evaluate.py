@@ -1,0 +1,265 @@
+"""Held-out numbers of a trained model: loss, image -> caption retrieval, and the captions it writes.
+
+    python -m neo_jax.evaluate --workdir=runs/quickstart [--step=N] [--split=dev] [--config.eval.FIELD=VALUE ...]
+
+Retrieval asks, for an image, which of `num_candidates` label lines is the likeliest under the model, where
+exactly one is right. The shuffled control asks the same with every image replaced by another one: what a model
+that ignores the image would score. Writes eval.json (numbers) and samples.json (captions) into the workdir.
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from data_pipelines import text
+from data_pipelines.build.progress import Progress
+from data_pipelines.loader import read_examples
+from data_pipelines.schema import Document, Example
+from neo_jax import config as config_lib, decode, restore, workdir as workdir_lib
+from neo_jax.decode import Prefix
+from neo_jax.errors import main_guard
+from neo_jax.generate import generate, prompt_batches
+from neo_jax.heldout import held_out_loss
+from neo_jax.model.transformer import Batch, Transformer
+from neo_jax.params import Params, bind
+from neo_jax.restore import Trained
+
+# A call scores 16 candidates after 16 images: enough rows to keep the matrix products busy, few enough that
+# candidates of one call, sorted by length, need little padding and the logits stay small.
+IMAGES_PER_CALL = 16
+CANDIDATES_PER_CALL = 16
+FILLING_SPLIT = "train"  # its captions fill up the candidates of a split with too few of its own
+
+Scores = dict[str, float]
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m neo_jax.evaluate", description=__doc__.partition("\n")[0])
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a trained run")
+    parser.add_argument("--step", type=int, help="checkpoint to evaluate (default: the newest)")
+    parser.add_argument("--split", help="only this split of the data (default: config.eval.splits)")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON in the last line")
+    args = config_lib.parse_args(parser, argv, required=False)
+
+    if args.config is None:
+        config = config_lib.resolve(workdir_lib.load_config(args.workdir), args.overrides)
+    else:
+        config = config_lib.load(args.config, args.overrides)
+    trained = restore.load(args.workdir, config, args.step)
+    identity = {"step": trained.step, "config_hash": config_lib.config_hash(config)}
+    numbers, samples = {}, {}
+    for split in (args.split,) if args.split else config.eval.splits:
+        numbers[split], samples[split] = evaluate(trained, split)
+
+    write_results(args.workdir, identity, numbers, samples)
+    print(table(trained.step, numbers))
+    if args.json:
+        print(json.dumps(identity | numbers))
+
+
+def evaluate(trained: Trained, split: str) -> tuple[Scores, list[dict[str, Any]]]:
+    """The numbers of one split (keys: DESIGN section 4, eval.json) and its captioned images."""
+    config = trained.config
+    locale = config.data.locales[0]
+    examples = in_fixed_order(example for example in read_examples(config, split) if locale in example.captions)
+    loss = held_out_loss(config, trained.stage.config, trained.model, trained.params, split, trained.mesh)
+
+    queries = distinct_labels(examples, locale, config.eval.num_candidates)
+    labels = [example.captions[locale][0] for example in queries]
+    if len(labels) < config.eval.num_candidates:
+        filling = in_fixed_order(read_examples(config, FILLING_SPLIT))
+        filling = [example for example in filling if locale in example.captions]
+        labels = fill_up(labels, [e.captions[locale][0] for e in filling], config.eval.num_candidates)
+    lines = [text.caption_pieces(label, ())[0] for label in labels]
+    scores_IC = candidate_scores(trained, prompts(trained, queries, locale), lines, f"{split} retrieval")
+
+    captioned = examples[: config.eval.num_generate]
+    samples = []
+    progress = Progress(f"{split} captions", len(captioned))
+    answers = generate(
+        trained, prompts(trained, captioned, locale), config.eval.max_new_tokens, config.eval.batch_size
+    )
+    for example, answer in zip(captioned, answers, strict=True):
+        label, tags = example.captions[locale]
+        samples.append(
+            {"id": example.id, "source": example.source, "label": label, "tags": list(tags), "generated": answer}
+        )
+        progress.advance()
+    return {"loss": loss} | retrieval(scores_IC) | caption_quality(samples), samples
+
+
+# Which images and captions
+
+
+def in_fixed_order(examples: Iterable[Example]) -> list[Example]:
+    """Shuffled by a hash of the ids: the first n are a fair sample, the same on every machine."""
+    return sorted(examples, key=lambda example: hashlib.sha1(example.id.encode()).digest())
+
+
+def distinct_labels(examples: Iterable[Example], locale: str, limit: int) -> list[Example]:
+    """The first `limit` examples, passing over those labelled like an earlier one."""
+    by_label: dict[str, Example] = {}
+    for example in examples:
+        by_label.setdefault(example.captions[locale][0], example)
+    return list(by_label.values())[:limit]
+
+
+def fill_up(labels: Sequence[str], more: Sequence[str], size: int) -> list[str]:
+    """`labels`, then others out of `more`, up to `size` in all; fewer if there are no more."""
+    return list(dict.fromkeys([*labels, *more]))[:size]
+
+
+def prompts(trained: Trained, examples: Sequence[Example], locale: str) -> list[Document]:
+    """Every image with the prompt that it had in training."""
+    return [
+        text.prompt_document(
+            trained.tokenizer, [trained.picture(example.image, example.id)], text.prompt_text(locale)
+        )
+        for example in examples
+    ]
+
+
+# Retrieval
+
+
+def candidate_scores(
+    trained: Trained, images: Sequence[Document], captions: Sequence[str], label: str
+) -> np.ndarray:
+    """log p(caption | prompt), float32 [images, captions]. Every prompt is read once, for all captions."""
+    lines = [trained.tokenizer.encode(caption) for caption in captions]
+    by_length = sorted(range(len(lines)), key=lambda c: len(lines[c]))
+    groups = [by_length[i : i + CANDIDATES_PER_CALL] for i in range(0, len(lines), CANDIDATES_PER_CALL)]
+
+    batches = list(prompt_batches(images, IMAGES_PER_CALL, trained.token_side**2 * 3))
+    progress = Progress(label, len(batches) * len(groups))
+    scores_IC = np.empty((len(images), len(lines)), np.float32)
+    for i, (part, batch) in enumerate(batches):
+        rows = scores_IC[i * IMAGES_PER_CALL :][: len(part)]
+        prefix = _read(trained.model, trained.params, batch)
+        for group in groups:
+            tokens, lengths = _padded([lines[c] for c in group])
+            scores = np.asarray(_score(trained.model, trained.params, prefix, tokens, lengths))
+            rows[:, group] = scores[: len(part), : len(group)]
+            progress.advance()
+    return scores_IC
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(model: Transformer, params: Params, batch: Batch) -> Prefix:
+    return decode.read_prompts(bind(model, params), batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(model: Transformer, params: Params, prefix: Prefix, tokens: Array, lengths: Array) -> Array:
+    return decode.score_candidates(bind(model, params), prefix, tokens, lengths)
+
+
+def _padded(lines: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [CANDIDATES_PER_CALL, longest] and lengths, filled up with candidates of one token."""
+    lengths = np.array([len(line) for line in lines], np.int32)
+    tokens: np.ndarray = np.zeros((CANDIDATES_PER_CALL, lengths.max()), np.int32)
+    for row, line in zip(tokens, lines, strict=False):
+        row[: len(line)] = line
+    return tokens, np.append(lengths, np.ones(CANDIDATES_PER_CALL - len(lines), np.int32))
+
+
+def retrieval(scores_IC: np.ndarray) -> Scores:
+    """R@1 and R@5 of a score matrix whose image i belongs to caption i; captions may be more than images.
+
+    A tie counts against the model. In the control, image i + 1 stands in for image i.
+    """
+    ranks = right_ranks(scores_IC)
+    return {
+        "retrieval_r1": float((ranks < 1).mean()),
+        "retrieval_r5": float((ranks < 5).mean()),
+        "retrieval_r1_shuffled": float((right_ranks(np.roll(scores_IC, -1, axis=0)) < 1).mean()),
+        "num_candidates": scores_IC.shape[1],
+    }
+
+
+def right_ranks(scores_IC: np.ndarray) -> np.ndarray:
+    """How many other captions of row i are not scored below caption i (NaN is never below)."""
+    right = np.diagonal(scores_IC)[:, None]
+    return (~(scores_IC < right)).sum(axis=1) - 1
+
+
+# Captions
+
+
+def caption_quality(samples: Sequence[dict[str, Any]]) -> Scores:
+    """Share of exactly right label lines, and mean F1 of the tags. NaN-free: 0 without samples."""
+    parsed = [parse_caption(sample["generated"]) for sample in samples]
+    exact = [label == sample["label"] for (label, _), sample in zip(parsed, samples, strict=True)]
+    f1 = [set_f1(tags, sample["tags"]) for (_, tags), sample in zip(parsed, samples, strict=True)]
+    num = max(1, len(samples))
+    return {"exact_match": sum(exact) / num, "tag_f1": sum(f1) / num}
+
+
+def parse_caption(caption: str) -> tuple[str, list[str]]:
+    """Label and tags of a caption: the inverse of `text.caption_pieces`."""
+    label, _, tags = caption.partition("\n")
+    return label, [tag.strip() for tag in tags.split(",") if tag.strip()]
+
+
+def set_f1(found: Iterable[str], right: Iterable[str]) -> float:
+    """Harmonic mean of precision and recall of two sets: 2 |both| / (|found| + |right|); 1 if both are empty."""
+    found, right = set(found), set(right)
+    total = len(found) + len(right)
+    return 2 * len(found & right) / total if total else 1.0
+
+
+# Results
+
+
+def write_results(
+    workdir: pathlib.Path,
+    identity: dict[str, Any],
+    numbers: dict[str, Scores],
+    samples: dict[str, list[dict[str, Any]]],
+) -> None:
+    """Writes eval.json and samples.json; what they hold of other splits stays if it is of this checkpoint."""
+    eval_path, samples_path = workdir / "eval.json", workdir / "samples.json"
+    old_numbers, old_samples = _read_json(eval_path), _read_json(samples_path)
+    if identity.items() <= old_numbers.items():
+        numbers, samples = old_numbers | numbers, old_samples | samples
+    # The numbers last: once they are there, the samples belong to them.
+    _write_json(samples_path, samples)
+    _write_json(eval_path, identity | numbers)
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a file; {} if there is none or it is damaged, as it is about to be replaced."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    partial.rename(path)
+
+
+def table(step: int, numbers: dict[str, Scores]) -> str:
+    """The numbers for people, one line per split."""
+    lines = [f"step {step:<12} loss     R@1     R@5  shuffled R@1  candidates   exact  tag F1"]
+    for split, n in numbers.items():
+        lines.append(
+            f"{split:<15}{n['loss']:>7.4f}  {n['retrieval_r1']:>6.1%}  {n['retrieval_r5']:>6.1%}  "
+            f"{n['retrieval_r1_shuffled']:>12.1%}  {n['num_candidates']:>10}  {n['exact_match']:>6.1%}  "
+            f"{n['tag_f1']:>6.3f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,113 @@
+"""A trained model out of a workdir, to look at and not to train on: nothing in the workdir is changed.
+
+Only the parameters are read, not the optimizer state, and they go to one device whatever mesh trained them.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import FrozenConfigDict
+from orbax.checkpoint import v1 as ocp
+
+from data_pipelines import build
+from data_pipelines.images import Picture, make_picture
+from data_pipelines.text import Tokenizer
+from neo_jax import mesh as mesh_lib, params as params_lib, stages as stages_lib
+from neo_jax.errors import UserError
+from neo_jax.model.transformer import Transformer
+from neo_jax.params import Params
+from neo_jax.stages import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model after `step` steps, with what it takes to give it images and text."""
+
+    config: FrozenConfigDict
+    step: int
+    stage: Stage  # took the last of these steps; its pixel budget is what the model is used to
+    model: Transformer  # unbound
+    params: Params
+    tokenizer: Tokenizer
+    mesh: jax.sharding.Mesh  # one device
+
+    @property
+    def token_side(self) -> int:
+        """Pixels per side of one image token."""
+        embed = self.config.model.embed
+        return embed.patch_size * embed.merge_size
+
+    def picture(self, data: bytes, name: str) -> Picture:
+        """An image file as the model sees it: on white, resized to the stage's pixel budget.
+
+        Raises:
+            DataError: it is not an image; the message has its name.
+        """
+        stage = self.stage.config
+        return make_picture(
+            data,
+            side=self.token_side,
+            min_pixels=stage.min_pixels,
+            max_pixels=stage.max_pixels,
+            name=name,
+        )
+
+
+def load(workdir: pathlib.Path, config: FrozenConfigDict, step: int | None = None) -> Trained:
+    """Loads a checkpoint of a run.
+
+    Args:
+        workdir: the run's folder.
+        config: the run's, from `workdir.load_config`; fields that do not shape the model may differ.
+        step: which checkpoint; None for the newest.
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged, or it belongs to other data or another model.
+    """
+    folder = _checkpoint_folder(workdir, step)
+    step = int(folder.name)
+    manifest = build.ensure(config.data)
+    model = Transformer(config.model)
+    device = jax.devices()[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    shapes = {
+        path: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=sharding)
+        for path, spec in params_lib.abstract(model).items()
+    }
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True  # without the optimizer state
+    try:
+        with context:
+            params = ocp.load_checkpointables(folder, {"state": {"params": shapes}})["state"]["params"]
+            record = ocp.checkpointables_metadata(folder).custom_metadata
+    except Exception as error:  # Orbax raises many kinds for damaged files
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"cannot load checkpoint {folder}: {reason}; try another --step") from error
+    if record["data_hash"] != manifest["data_hash"]:
+        raise UserError(
+            f"checkpoint {folder} was trained on data {record['data_hash']}, but {config.data.path} holds "
+            f"{manifest['data_hash']}, whose tokens mean something else: bring the old data back"
+        )
+    return Trained(
+        config=config,
+        step=step,
+        stage=stages_lib.at(stages_lib.plan(config), step - 1),
+        model=model,
+        params=params,
+        tokenizer=Tokenizer(pathlib.Path(config.data.path) / manifest["tokenizer"]["file"]),
+        mesh=jax.sharding.Mesh(np.reshape([device], [1] * len(mesh_lib.AXES)), mesh_lib.AXES),
+    )
+
+
+def _checkpoint_folder(workdir: pathlib.Path, step: int | None) -> pathlib.Path:
+    """The folder of one whole checkpoint."""
+    folder = (workdir / "checkpoints").absolute()
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    steps = sorted(int(name) for name in names if name.isdigit() and ocp.is_orbax_checkpoint(folder / name))
+    if not steps:
+        raise UserError(f"{workdir} has no checkpoint yet; train with --workdir={workdir}")
+    if step is not None and step not in steps:
+        raise UserError(f"--step={step}: {workdir} has checkpoints of steps {', '.join(map(str, steps))}")
+    return folder / str(steps[-1] if step is None else step)

@@ -1,0 +1,113 @@
+"""From the metrics that a step returns to the line that is logged."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from neo_jax import flops
+from neo_jax.metrics import MetricsWriter, Progress
+from neo_jax.params import ParamSpec
+from neo_jax.stages import Stage
+from neo_jax.step import Metrics
+
+
+class StepLog:
+    """Logs the steps of one stage, each one step late, so that reading its metrics never holds up the next.
+
+    Args:
+        peak_flops: FLOP/s of all devices together, the yardstick of MFU.
+        source_names: names of the entries of `source_loss`.
+        step: the step the stage goes on from.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        stage: Stage,
+        specs: dict[str, ParamSpec],
+        trainable: frozenset[str],
+        source_names: Sequence[str],
+        peak_flops: float,
+        writer: MetricsWriter,
+        progress: Progress,
+        step: int,
+    ):
+        self.config, self.stage, self.specs, self.trainable = config, stage, specs, trainable
+        self.source_names, self.peak_flops = source_names, peak_flops
+        self.writer, self.progress = writer, progress
+        self.nonfinite_steps = 0
+        self._pending: tuple[int, Metrics] | None = None
+        self._restart(step)
+
+    def _restart(self, step: int) -> None:
+        self._from, self._began, self._waited = step, time.perf_counter(), 0.0
+        self._tokens = self._images = self._flops = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time inside as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of `step`, still being computed, and finishes those of the step before."""
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Waits for the last step and logs it if it is due."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        values = jax.device_get(metrics)
+        self.nonfinite_steps = int(values["nonfinite_steps"])
+        self._tokens += float(values["tokens"])
+        self._images += float(values["images"])
+        self._flops += flops.train_flops(self.config.model, self.specs, self.trainable, values)
+        if step % self.config.train.log_every == 0:
+            line = self._line(step, values)
+            self.writer.write(line)
+            self.progress.log(step, _summary(line))
+            self._restart(step)
+
+    def _line(self, step: int, values: dict[str, Any]) -> dict[str, Any]:
+        stage = self.stage.config
+        elapsed = time.perf_counter() - self._began
+        losses = zip(self.source_names, values["source_loss"], values["source_weight"], strict=True)
+        tokens, patches = int(values["tokens"]), int(values["patches"])
+        return {
+            "step": step,
+            "stage": self.stage.name,
+            "loss": float(values["loss"]),
+            "source_loss": {name: float(loss / weight) for name, loss, weight in losses if weight > 0},
+            "grad_norm": float(values["grad_norm"]),
+            "lr": float(values["lr"]),
+            "tokens": tokens,
+            "supervised_tokens": int(values["supervised_tokens"]),
+            "patches": patches,
+            "images": int(values["images"]),
+            "documents": int(values["documents"]),
+            "padding_share": 1 - tokens / (stage.batch_size * stage.row_tokens),
+            "patch_padding_share": 1 - patches / (stage.batch_size * stage.row_patches),
+            "nonfinite_steps": self.nonfinite_steps,
+            "perf": {
+                "steps_per_s": (step - self._from) / elapsed,
+                "tokens_per_s": self._tokens / elapsed,
+                "images_per_s": self._images / elapsed,
+                "mfu": self._flops / elapsed / self.peak_flops,
+                "data_wait_share": self._waited / elapsed,
+            },
+        }
+
+
+def _summary(line: dict[str, Any]) -> str:
+    perf = line["perf"]
+    return (
+        f"loss {line['loss']:.4f}  lr {line['lr']:.1e}  {perf['tokens_per_s']:,.0f} tokens/s  "
+        f"{perf['images_per_s']:.0f} images/s  MFU {perf['mfu']:.0%}"
+    )
