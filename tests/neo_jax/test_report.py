@@ -1,0 +1,272 @@
+"""The report of a small workdir, opened in a real browser."""
+
+import html
+import json
+import math
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.loader import read_examples
+from neo_jax import stages as stages_lib, workdir as workdir_lib
+from neo_jax.report import charts, markup
+
+CHROMIUM_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--virtual-time-budget=5000",
+)
+HOSTILE = "<script>throw 'x'</script> & \"quotes\" <img src=x>"
+
+# Goes into the page's head: collects errors of scripts and resources, uses every chart, and writes what it
+# saw into the document, where --dump-dom shows it.
+PROBE = """<script>
+const errors = [];
+addEventListener("error", event => errors.push(String(event.message || event.target.src)), true);
+addEventListener("load", () => {
+  const plots = [...document.querySelectorAll("[data-chart]")];
+  for (const plot of plots) {
+    const box = plot.getBoundingClientRect();
+    const [x, y] = [box.left + box.width / 2, box.top + 1];
+    plot.dispatchEvent(new PointerEvent("pointermove", {clientX: x, clientY: y}));
+  }
+  const tips = plots.map(plot => plot.querySelector(".tip").textContent);
+  const button = document.querySelector(".legend button");
+  button.click();
+  const found = {
+    errors, tips,
+    images: [...document.images].map(image => [image.alt, image.naturalWidth]),
+    pressed: button.getAttribute("aria-pressed"),
+    hidden: document.querySelectorAll("polyline.off").length,
+    overflow: document.documentElement.scrollWidth - innerWidth,
+    outside: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
+  };
+  document.body.dataset.found = JSON.stringify(found);
+});
+</script>"""
+
+
+def write_metrics(workdir: Path, config) -> None:
+    """A line every log_every steps as train.py writes them, one of them with a loss that is not finite."""
+    lines, stages = [], stages_lib.plan(config)
+    for step in range(config.train.log_every, stages[-1].end + 1, config.train.log_every):
+        loss = 2 + 5 * math.exp(-step / 150) + 0.1 * math.sin(step)
+        stage = stages_lib.at(stages, step - 1)
+        lines.append(
+            {
+                "step": step,
+                "stage": stage.name,
+                "loss": math.nan if step == 2 * config.train.log_every else loss,
+                "source_loss": {
+                    "fluent": loss,
+                    "noto": 1.1 * loss,
+                    "openmoji": 1.2 * loss,
+                    "twemoji": 0.9 * loss,
+                },
+                "grad_norm": 1 + math.cos(step) / 2,
+                "lr": 1e-3 * (1 - step / stages[-1].end),
+                "tokens": 2900,
+                "supervised_tokens": 1500,
+                "patches": 1000,
+                "images": 60,
+                "documents": 60,
+                "padding_share": 0.04,
+                "patch_padding_share": 0.2,
+                "nonfinite_steps": 1,
+                "perf": {
+                    "steps_per_s": 2.0,
+                    "tokens_per_s": 5800.0 + step,
+                    "images_per_s": 120.0,
+                    "mfu": 0.42,
+                    "data_wait_share": 0.01,
+                },
+            }
+        )
+        if step % config.train.eval_every == 0:
+            lines.append(
+                {"step": step, "eval": {split: loss + 0.2 * i for i, split in enumerate(config.eval.splits)}}
+            )
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (workdir / "metrics.jsonl").write_text(text)
+
+
+def write_evaluation(workdir: Path, config) -> None:
+    """eval.json and samples.json; every third caption is right, one of the others is hostile."""
+    scores = {
+        "loss": 2.34,
+        "retrieval_r1": 0.412,
+        "retrieval_r5": 0.67,
+        "retrieval_r1_shuffled": 0.004,
+        "num_candidates": 256,
+        "exact_match": 0.333,
+        "tag_f1": 0.45,
+    }
+    evaluation = {"step": stages_lib.plan(config)[-1].end, "config_hash": "0" * 12}
+    evaluation |= {split: scores for split in config.eval.splits}
+    (workdir / "eval.json").write_text(json.dumps(evaluation))
+    samples = {}
+    for split in config.eval.splits:
+        samples[split] = []
+        for i, example in enumerate(read_examples(config, split)[:30]):
+            label, tags = example.captions["en"]
+            guess = label if i % 3 == 0 else HOSTILE if i == 1 else "flag: Nowhere"
+            samples[split].append(
+                {
+                    "id": example.id,
+                    "source": example.source,
+                    "label": label,
+                    "tags": list(tags),
+                    "generated": f"{guess}\nflag, one",
+                }
+            )
+    (workdir / "samples.json").write_text(json.dumps(samples))
+
+
+def run_report(workdir: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "neo_jax.report", f"--workdir={workdir}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, quickstart_data) -> Path:
+    """A finished run, and its report.html."""
+    workdir = tmp_path_factory.mktemp("report") / "run"
+    workdir_lib.claim(workdir, quickstart_data)
+    write_metrics(workdir, quickstart_data)
+    write_evaluation(workdir, quickstart_data)
+    result = run_report(workdir)
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+class Body(HTMLParser):
+    """Reads the probe's findings out of a dumped document."""
+
+    found: dict
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "body":
+            self.found = json.loads(dict(attrs)["data-found"])
+
+
+def open_in_browser(page: str, folder: Path, width: int) -> dict:
+    """What the probe saw in Chromium."""
+    if not (chromium := shutil.which("chromium")):
+        pytest.fail(
+            "the report is checked in Chromium: install the package 'chromium' (apt-get install chromium)"
+        )
+    path = folder / "probed.html"
+    path.write_text(page.replace("<head>", f"<head>{PROBE}", 1))
+    profile = f"--user-data-dir={folder / 'profile'}"
+    command = [chromium, *CHROMIUM_FLAGS, profile, f"--window-size={width},900", "--dump-dom", path.as_uri()]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    body = Body()
+    body.feed(result.stdout)
+    return body.found
+
+
+@pytest.mark.parametrize("width", [1200, 500])
+def test_page_works_in_a_browser(workdir, tmp_path, width):
+    found = open_in_browser((workdir / "report.html").read_text(), tmp_path, width)
+    assert found["errors"] == []
+    assert found["outside"] == []
+    # 24 samples of each of three splits; mask, strips and at least one picture of the packed row.
+    assert len(found["images"]) >= 3 * 24 + 5
+    assert [alt for alt, width in found["images"] if width == 0] == []
+    assert all(alt for alt, _ in found["images"])
+    assert len(found["tips"]) == 9
+    assert all(tip.startswith("step ") for tip in found["tips"])
+    assert found["pressed"] == "false"
+    assert found["hidden"] > 0
+    assert found["overflow"] <= 0
+
+
+def test_captions_are_there_and_escaped(workdir):
+    page = (workdir / "report.html").read_text()
+    assert html.escape(HOSTILE) in page
+    assert HOSTILE not in page
+    samples = json.loads((workdir / "samples.json").read_text())
+    for captioned in samples.values():
+        assert all(html.escape(sample["label"]) in page for sample in captioned[:24])
+    assert page.count('class="mark"') == 3 * 24
+    for number in ("41.2%", "32.6%", "7.3%", "2.340"):
+        assert number in page
+
+
+def test_without_evaluation_the_rest_is_there(workdir, tmp_path):
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(workdir / name, tmp_path)
+    result = run_report(tmp_path)
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert f"python -m neo_jax.evaluate --workdir={tmp_path}" in page
+    assert "<polyline" in page
+    assert 'class="mask"' in page
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "metrics.jsonl").unlink(), "has no logged step yet"),
+        (lambda folder: (folder / "config.json").unlink(), "holds no run"),
+        (lambda folder: (folder / "eval.json").write_text("{"), "eval.json is damaged"),
+        (lambda folder: (folder / "metrics.jsonl").write_text("{\n{}\n"), "metrics.jsonl is damaged"),
+    ],
+)
+def test_what_is_missing_or_damaged_is_said_in_one_line(workdir, tmp_path, damage, message):
+    for name in ("config.json", "metrics.jsonl", "eval.json"):
+        shutil.copy(workdir / name, tmp_path)
+    damage(tmp_path)
+    result = run_report(tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_elements_escape_what_is_not_markup():
+    inner = markup.element("b", "1 < 2")
+    assert inner == "<b>1 &lt; 2</b>"
+    outer = markup.element("p", [inner, "&"], None, title='"', class_="x", hidden=True, id=None)
+    assert outer == '<p title="&quot;" class="x" hidden><b>1 &lt; 2</b>&amp;</p>'
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "expected"),
+    [
+        (0, 1, False, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0, 760, False, [0, 200, 400, 600]),
+        (3, 3.4, False, [3, 3.1, 3.2, 3.3, 3.4]),
+        (0.3, 8, True, [0.5, 1, 2, 5]),
+        (0.001, 1000, True, [0.001, 0.01, 0.1, 1, 10, 100, 1000]),
+    ],
+)
+def test_ticks_are_round_and_inside(low, high, log, expected):
+    assert charts.ticks(low, high, log) == pytest.approx(expected)
+
+
+def test_a_gap_in_a_line_where_values_are_not_finite():
+    points = [(0, 1.0), (1, 2.0), (2, math.inf), (3, 2.0), (4, 1.0)]
+    figure = charts.line_chart("loss", [charts.Series("a", points)])
+    assert figure.count("<polyline") == 2
+    assert "No finite value" in charts.line_chart("loss", [charts.Series("a", [(0, math.nan)])])
+    means, _ = charts.smooth([1.0, math.nan, 3.0])
+    assert means == [1.0, 2.0, 3.0]
+
+
+def test_a_long_run_is_thinned_and_keeps_its_end():
+    points = [(i, float(i)) for i in range(10_000)]
+    thinned = charts.thin(points)
+    assert len(thinned) <= charts.MAX_POINTS
+    assert thinned[-1] == points[-1]
