@@ -129,7 +129,10 @@ def ticks(low: float, high: float, log: bool) -> list[float]:
         exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         found = [digit * 10.0**e for e in exponents for digit in (1, 2, 5)]
         inside = [value for value in found if low <= value <= high]
-        return inside if len(inside) <= TICKS + 2 else [v for v in inside if f"{v:e}"[0] == "1"]
+        if len(inside) > TICKS + 2:
+            return [value for value in inside if f"{value:e}".startswith("1")]
+        if len(inside) > 2:
+            return inside  # else the range is too narrow for them
     step = 10.0 ** math.floor(math.log10((high - low) / TICKS))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= TICKS)
     first = math.ceil(low / step - 1e-9)
