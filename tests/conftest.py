@@ -1,6 +1,8 @@
 """What all tests share: JAX on four simulated CPU devices, the golden files, the quickstart data."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -9,6 +11,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported; commands that tes
 import jax
 import pytest
 from ml_collections import FrozenConfigDict
+
+from tests import golden_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,6 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     # Set here and not in the environment, so that commands started by tests see one device, as users do.
     jax.config.update("jax_num_cpu_devices", 4)
+    # Tests compile far more than they compute.
+    jax.config.update("jax_disable_most_optimizations", True)
     # [D] + [B, D] by accident is the commonest silent shape bug; broadcasting must be written out.
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -37,10 +43,8 @@ def golden_dir() -> Callable[[str], Path]:
     NEO_GOLDEN_DIR points to another set of the same layout. A missing family fails the test, as a skip would
     hide it.
     """
-    root = Path(os.environ.get("NEO_GOLDEN_DIR", ROOT / "tests" / "golden"))
-
     def family_dir(family: str) -> Path:
-        folder = root / family
+        folder = golden_files.ROOT / family
         if not folder.is_dir():
             pytest.fail(f"no golden files in {folder}")
         return folder
@@ -58,3 +62,14 @@ def quickstart_data() -> FrozenConfigDict:
     resolved = config.load(str(ROOT / "configs" / "quickstart.py"), [("data.path", str(path))])
     build.ensure(resolved.data)
     return resolved
+
+
+@pytest.fixture(scope="session")
+def smoke_workdir(quickstart_data: FrozenConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir in which `configs/quickstart.py:smoke` has been trained to its end, by its command."""
+    workdir = tmp_path_factory.mktemp("smoke") / "run"
+    config = str(ROOT / "configs" / "quickstart.py") + ":smoke"
+    command = [sys.executable, "-m", "neo_jax.train", f"--config={config}", f"--workdir={workdir}"]
+    command.append(f"--config.data.path={quickstart_data.data.path}")
+    subprocess.run(command, check=True, cwd=ROOT, stdin=subprocess.DEVNULL)
+    return workdir

@@ -21,10 +21,12 @@ from neo_jax.model.coords import rotary
 from neo_jax.model.mask import dense
 from neo_jax.model.transformer import Transformer
 from neo_jax.objectives.ntp import cross_entropy, dense_cross_entropy
+from tests import golden_files
 
-golden_root = lambda: pathlib.Path(os.environ.get("NEO_GOLDEN_DIR", "tests/golden"))
 
-CASES = sorted((golden_root() / "neo").glob("case*.safetensors"))
+
+pytestmark = pytest.mark.golden
+CASES = sorted((golden_files.ROOT / "neo").glob("case*.safetensors"))
 
 
 class Recording:
@@ -40,6 +42,7 @@ class Recording:
         self.case = load_file(path)
         self.ids = {"context": hf["img_context_token_id"], "start": hf["img_start_token_id"]}
         self.batch = self.make_batch()
+        self.run = jax.jit(lambda params, batch: self.bound(params).hidden_states(batch))
 
     def make_batch(self):
         case, embed = self.case, self.config.embed
@@ -153,7 +156,7 @@ def test_first_layer_attention(recording):
 def test_hidden_states_and_logits(recording):
     case, model = recording.case, recording.bound()
     close(model.embed(recording.batch), case["hidden_states.00_decoder_input"])
-    final, after_layers = model.hidden_states(recording.batch)
+    final, after_layers = recording.run(recording.params, recording.batch)
     for index, hidden in enumerate(after_layers):
         close(hidden, case[f"hidden_states.{index + 1:02d}_after_layer_{index}"])
     close(final, case["hidden_states.final_norm"])
@@ -188,6 +191,7 @@ def test_greedy_decoding(recording):
     per_token = {"patches", "patch_hw"}
     prompt = {k: v if k in per_token else v[:, :length] for k, v in recording.batch.items()}
     np.testing.assert_array_equal(prompt["tokens"][0], case["generate.prompt_ids"])
+    extend = jax.jit(lambda params, *args: recording.bound(params).extend(*args))
     hidden, caches = model.prefill(prompt, cache_size=length + steps)
     logits, t = model.logits(hidden[:, -1]), prompt["coords"][0, -1, 0]
     for step in range(steps):
@@ -196,7 +200,7 @@ def test_greedy_decoding(recording):
         assert int(token[0]) == case["generate.output_ids"][step]
         coords = jnp.asarray([[[t + 1 + step, 0, 0]]], jnp.float32)
         slots = jnp.asarray([[length + step]], jnp.int32)
-        hidden, caches = model.extend(token[:, None], coords, slots, caches)
+        hidden, caches = extend(recording.params, token[:, None], coords, slots, caches)
         logits = model.logits(hidden[:, -1])
 
 

@@ -16,6 +16,10 @@ from tests.neo_jax import rows
 SOURCES = 3
 
 
+def initial_params(specs, seed=0):
+    return jax.jit(lambda key: params_lib.init(specs, key))(jax.random.key(seed))
+
+
 class Setup:
     """A tiny model and a jitted step of one stage."""
 
@@ -27,7 +31,7 @@ class Setup:
         self.trainable = params_lib.select(self.specs, config.trainable)
 
     def state(self):
-        params = params_lib.init(self.specs, jax.random.key(0))
+        params = initial_params(self.specs)
         return step_lib.initial_state(params, self.specs, self.stage, self.trainable)
 
     def step(self):
@@ -50,16 +54,16 @@ def test_packed_equals_unpacked():
     packed = pack.pack_rows(documents, 40, 16)
     assert len(packed) < len(documents)
     setup = Setup()
-    params = params_lib.init(setup.specs, jax.random.key(0))
+    params = initial_params(setup.specs)
+
+    def loss(params, batch):
+        sums = step_lib.loss_sums(params_lib.bind(setup.model, params), batch, SOURCES)
+        return sums["loss"] / sums["weight"], sums
+
+    value_and_grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
     def gradients(laid_out):
-        batch = pack.stack(laid_out, 8, 40, 16, rows.PATCH_DIM)
-
-        def loss(params):
-            sums = step_lib.loss_sums(params_lib.bind(setup.model, params), batch, SOURCES)
-            return sums["loss"] / sums["weight"], sums
-
-        (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (value, sums), grads = value_and_grad(params, pack.stack(laid_out, 8, 40, 16, rows.PATCH_DIM))
         return value, sums, grads
 
     value, sums, grads = gradients(packed)
@@ -139,14 +143,14 @@ def test_step_without_finite_loss_changes_nothing_and_is_counted():
 def test_remat_and_depth_of_stacks_do_not_change_values():
     batch = rows.batch(0)
     setup = Setup()
-    params = params_lib.init(setup.specs, jax.random.key(1))
+    params = initial_params(setup.specs, seed=1)
 
     def loss(model, params):
         return step_lib.loss_sums(params_lib.bind(model, params), batch, SOURCES)["loss"]
 
-    expected = jax.value_and_grad(lambda p: loss(setup.model, p))(params)
+    expected = jax.jit(jax.value_and_grad(lambda p: loss(setup.model, p)))(params)
     remat = Transformer(rows.tiny_model(remat_policy="full"))
-    assert_close(jax.value_and_grad(lambda p: loss(remat, p))(params), expected, atol=1e-4)
+    assert_close(jax.jit(jax.value_and_grad(lambda p: loss(remat, p)))(params), expected, atol=1e-4)
 
     # The same layers without a pre-buffer: one stack of three.
     one_stack = Transformer(rows.tiny_model(pre_buffer=0))
@@ -155,15 +159,17 @@ def test_remat_and_depth_of_stacks_do_not_change_values():
         if path.startswith("layers/"):
             pre = params[path.replace("layers/", "pre_buffer/")]
             joined[path] = jnp.concatenate([pre, x])
-    np.testing.assert_allclose(loss(one_stack, joined), expected[0], rtol=1e-5)
+    value = jax.jit(lambda p: loss(one_stack, p))(joined)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-5)
 
 
 def test_bfloat16_is_close_to_float32():
     batch = rows.batch(0)
     setup, half = Setup(), Transformer(rows.tiny_model(dtype="bfloat16"))
-    params = params_lib.init(setup.specs, jax.random.key(0))
-    full = params_lib.bind(setup.model, params)(batch)
-    low = params_lib.bind(half, params)(batch)
+    params = initial_params(setup.specs)
+    full, low = (
+        jax.jit(lambda p, model=model: params_lib.bind(model, p)(batch))(params) for model in (setup.model, half)
+    )
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(low.astype(jnp.float32), full, atol=0.15)
 
@@ -172,9 +178,9 @@ def test_zero_hw_keys_leave_text_as_1d():
     """NEO section 7: with k_hw = 0 the H/W channels add nothing, whatever q_hw is."""
     batch = rows.batch(0)
     wide, plain = Transformer(rows.tiny_model()), Transformer(rows.tiny_model(**{"coords.kind": "1d"}))
-    params = params_lib.init(params_lib.abstract(wide), jax.random.key(0))
+    params = initial_params(params_lib.abstract(wide))
     params = {path: jnp.zeros_like(x) if path.endswith("/k_hw") else x for path, x in params.items()}
     narrow = {path: params[path] for path in params_lib.abstract(plain)}
-    np.testing.assert_allclose(
-        params_lib.bind(wide, params)(batch), params_lib.bind(plain, narrow)(batch), atol=1e-5
-    )
+    wide_out = jax.jit(lambda p: params_lib.bind(wide, p)(batch))(params)
+    plain_out = jax.jit(lambda p: params_lib.bind(plain, p)(batch))(narrow)
+    np.testing.assert_allclose(wide_out, plain_out, atol=1e-5)
