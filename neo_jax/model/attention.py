@@ -26,12 +26,17 @@ def reference(
     Query and value channels may differ in number. Query head n reads key/value head n // G.
     Returns [B, L, N, d_v] in the dtype of v; the softmax is float32.
     """
-    q_BLKGd = q_BLNd.reshape(*q_BLNd.shape[:2], k_BSKd.shape[2], -1, q_BLNd.shape[-1])
-    logits = jnp.einsum("BLKGd,BSKd->BKGLS", q_BLKGd, k_BSKd).astype(jnp.float32) * scale
-    allowed = dense(intervals, k_BSKd.shape[1])[:, None, None]
-    weights = jax.nn.softmax(jnp.where(allowed, logits, jnp.finfo(jnp.float32).min), axis=-1)
-    out = jnp.einsum("BKGLS,BSKd->BLKGd", weights.astype(v_BSKd.dtype), v_BSKd)
-    return out.reshape(*q_BLNd.shape[:3], v_BSKd.shape[-1])
+    B, L, N, _ = q_BLNd.shape
+    S, K = k_BSKd.shape[1:3]
+    # One matrix product per row and key/value head: the queries of its G heads stand below each other.
+    q = q_BLNd.reshape(B, L, K, N // K, -1).transpose(0, 2, 3, 1, 4).reshape(B, K, N // K * L, -1)
+    k, v = k_BSKd.swapaxes(1, 2), v_BSKd.swapaxes(1, 2)
+    logits = jnp.einsum("BKMd,BKSd->BKMS", q, k).astype(jnp.float32) * scale
+    allowed = dense(intervals, S)[:, None, None]
+    logits = jnp.where(allowed, logits.reshape(B, K, N // K, L, S), jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype).reshape(B, K, N // K * L, S)
+    out = jnp.einsum("BKMS,BKSd->BKMd", weights, v)
+    return out.reshape(B, K, N // K, L, -1).transpose(0, 3, 1, 2, 4).reshape(B, L, N, -1)
 
 
 ATTENTION = {"reference": reference}
