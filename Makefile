@@ -10,6 +10,7 @@ CONFIG ?= configs/quickstart.py
 train: setup
 	$(BIN)/python -m neo_jax.train --config=$(CONFIG) --workdir=$(WORKDIR)
 	$(BIN)/python -m neo_jax.evaluate --workdir=$(WORKDIR)
+	$(BIN)/python -m neo_jax.convert export --workdir=$(WORKDIR) --out=$(WORKDIR)/hf
 	$(BIN)/python -m neo_jax.report --workdir=$(WORKDIR)
 
 test: setup-tests lint

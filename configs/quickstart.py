@@ -30,14 +30,14 @@ def get_config(arg: str = "") -> ConfigDict:
     # As in NEO's pre-training stage: the new parts first, on frozen post layers, then everything.
     c.stages = ("align", "full")
     c.stage.align = base.stage(
-        60,
+        40,
         trainable=("patch_embed/.*", "pre_buffer/.*", "token_embed", "head"),
         peak_lr=2e-3,
         min_lr_ratio=1.0,
         warmup_steps=20,
         **row,
     )
-    c.stage.full = base.stage(700, peak_lr=2e-3, min_lr_ratio=0.02, warmup_steps=50, **row)
+    c.stage.full = base.stage(480, peak_lr=2e-3, min_lr_ratio=0.02, warmup_steps=40, **row)
     c.train.log_every = 10
     c.train.eval_every = 250
     c.train.save_every = 250

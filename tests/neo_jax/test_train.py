@@ -1,0 +1,222 @@
+"""The training command, as a user runs it: exact resume, signals, and what it says when something is wrong."""
+
+import json
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neo_jax import metrics
+from neo_jax.checkpoint import list_arrays
+from neo_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_OK, EXIT_USER_ERROR
+
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+
+
+@pytest.fixture
+def command(quickstart_data):
+    """Function workdir, overrides -> argv of a short run with both stages and frequent saves."""
+
+    def make(workdir, *overrides):
+        fields = {
+            "data.path": quickstart_data.data.path,
+            "stage.align.steps": 4,
+            "stage.full.steps": STEPS - 4,
+            "train.save_every": 3,
+            "train.log_every": 1,
+            "eval.splits": "dev",
+        }
+        config = f"--config={ROOT}/configs/quickstart.py:smoke"
+        flags = [f"--config.{name}={value}" for name, value in fields.items()]
+        return [sys.executable, "-m", "neo_jax.train", config, f"--workdir={workdir}", *flags, *overrides]
+
+    return make
+
+
+def run(argv, **kwargs):
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=600, **kwargs)
+
+
+def logged(workdir):
+    """What was logged, without wall-clock figures."""
+    return [{k: v for k, v in line.items() if k != "perf"} for line in metrics.read(workdir / "metrics.jsonl")]
+
+
+def checkpoint(workdir):
+    """(arrays, JSON record) of the newest checkpoint, read without model code."""
+    from orbax.checkpoint import v1 as ocp
+
+    folder = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    state = ocp.load_checkpointables(folder)["state"]
+    return folder.name, state, ocp.checkpointables_metadata(folder).custom_metadata
+
+
+def wait_for_step(workdir, step, process):
+    """Until a step is logged."""
+    while not any(line["step"] >= step for line in metrics.read(workdir / "metrics.jsonl")):
+        assert process.poll() is None, "the run ended early"
+        time.sleep(0.05)
+
+
+def assert_same_run(workdir, other):
+    import jax
+
+    assert logged(workdir) == logged(other)
+    (step, state, record), (other_step, other_state, other_record) = checkpoint(workdir), checkpoint(other)
+    assert step == other_step == str(STEPS)
+    assert record == other_record
+    jax.tree.map(np.testing.assert_array_equal, state, other_state)
+
+
+def test_killed_twice_and_resumed_equals_straight(command, tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert run(command(straight)).returncode == EXIT_OK
+    assert [line["step"] for line in logged(straight) if "loss" in line] == list(range(1, STEPS + 1))
+    for step in sorted(random.sample(range(2, STEPS), 2)):
+        process = subprocess.Popen(command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for_step(killed, step, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finished = run(command(killed))
+    assert finished.returncode == EXIT_OK, finished.stderr
+    assert_same_run(straight, killed)
+    # Once done, the same command has nothing to do and changes nothing.
+    again = run(command(killed))
+    assert again.returncode == EXIT_OK, again.stderr
+    assert_same_run(straight, killed)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(command, tmp_path):
+    process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    wait_for_step(tmp_path, 5, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == EXIT_INTERRUPTED
+    saved, _, _ = checkpoint(tmp_path)
+    assert f"SIGTERM: saved step {saved}; run the same command to go on" in output
+    assert not any(line["step"] > int(saved) for line in logged(tmp_path))
+    resumed = run(command(tmp_path))
+    assert resumed.returncode == EXIT_OK
+    assert f"goes on at step {saved}" in resumed.stdout
+    assert [line["step"] for line in logged(tmp_path) if "loss" in line] == list(range(1, STEPS + 1))
+
+
+def test_workdir_says_what_it_is(smoke_workdir):
+    names = {path.name for path in smoke_workdir.iterdir()}
+    assert {"config.json", "checkpoints", "metrics.jsonl", "tensorboard"} <= names
+    record = json.loads((smoke_workdir / "config.json").read_text())
+    assert {"config", "config_hash", "versions", "git_revision"} <= set(record)
+    last = [line for line in metrics.read(smoke_workdir / "metrics.jsonl") if "loss" in line][-1]
+    assert set(last["source_loss"]) == {"fluent", "noto", "openmoji", "twemoji"}
+    assert 0 <= last["padding_share"] < 0.5 and last["perf"]["mfu"] > 0
+    newest = max((smoke_workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    listed = list_arrays(newest)
+    assert "params/patch_embed/patch_kernel (192, 32) float32" in listed
+    events = list((smoke_workdir / "tensorboard").iterdir())
+    assert events and all(path.stat().st_size > 0 for path in events)
+
+
+def test_smoke_run_learns(smoke_workdir):
+    losses = [line["loss"] for line in metrics.read(smoke_workdir / "metrics.jsonl") if "loss" in line]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def refused(argv, **kwargs):
+    """The one line of an error that ends with exit code 1."""
+    result = run(argv, **kwargs)
+    assert result.returncode == EXIT_USER_ERROR, result.stdout + result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    return lines[0]
+
+
+def test_workdir_of_another_config_is_refused_with_the_difference(command, smoke_workdir):
+    before = (smoke_workdir / "config.json").read_bytes()
+    message = refused(command(smoke_workdir, "--config.model.num_layers=4"))
+    assert "holds a run of another config" in message and "model.num_layers: 3 -> 4" in message
+    assert (smoke_workdir / "config.json").read_bytes() == before
+
+
+def test_workdir_that_is_a_file(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is a file; name a folder" in refused(command(tmp_path / "file"))
+
+
+def test_unwritable_workdir(command, tmp_path):
+    """Inside a folder that even root cannot write to."""
+    assert "/proc/neo_jax" in refused(command("/proc/neo_jax"))
+
+
+def test_pattern_that_matches_nothing_is_refused(command, tmp_path):
+    message = refused(command(tmp_path / "run", "--config.stage.align.trainable=encoder/.*"))
+    assert "'encoder/.*' matches no parameter" in message
+
+
+def test_nan_loss_stops_past_the_limit(command, tmp_path):
+    """A learning rate that overflows: the run ends with its own code and keeps its checkpoints."""
+    argv = command(
+        tmp_path,
+        "--config.stage.full.peak_lr=1e38",
+        "--config.stage.full.warmup_steps=1",
+        "--config.train.max_nonfinite_steps=2",
+        "--config.stage.full.steps=40",
+    )
+    result = run(argv)
+    assert result.returncode == EXIT_NONFINITE, result.stdout + result.stderr
+    assert "error: 3 steps had a non-finite loss or gradient" in result.stdout
+    assert int(checkpoint(tmp_path)[0]) >= 4
+    assert logged(tmp_path)[-1]["nonfinite_steps"] > 0
+
+
+def test_damaged_checkpoint_is_named(command, tmp_path):
+    assert run(command(tmp_path)).returncode == EXIT_OK
+    newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    for path in (newest / "state").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:100])
+    message = refused(command(tmp_path))
+    assert f"cannot restore checkpoint {newest}" in message and "delete that folder" in message
+
+
+def test_other_data_is_refused_unless_allowed(command, tmp_path):
+    assert run(command(tmp_path)).returncode == EXIT_OK
+    step, _, record = checkpoint(tmp_path)
+    path = tmp_path / "checkpoints" / step / "_CHECKPOINT_METADATA"
+    path.write_text(path.read_text().replace(record["data_hash"], "0" * 64))
+    message = refused(command(tmp_path))
+    assert f"checkpoint {step} is of data {'0' * 64}, but" in message and "--allow_data_change" in message
+    assert run(command(tmp_path, "--allow_data_change")).returncode == EXIT_OK
+
+
+def test_truncated_shard_is_named(command, quickstart_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(quickstart_data.data.path, data)
+    shard = next((data / "train").glob("noto-*"))
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    message = refused(command(tmp_path / "run", f"--config.data.path={data}"))
+    assert shard.name in message
+
+
+def test_full_disk_keeps_the_checkpoints_before_it(command, tmp_path):
+    """On a file system of 8 MB, in a mount namespace of its own, one checkpoint fits and two do not."""
+    script = f"""
+        mount -t tmpfs -o size=8m tmpfs {tmp_path} || exit 99
+        {shlex.join(command(tmp_path / "run"))}
+        echo "exit code $?"
+        ls {tmp_path}/run/checkpoints
+        {sys.executable} -m neo_jax.checkpoint ls {tmp_path}/run/checkpoints/3
+    """
+    result = run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script])
+    assert "exit code 1" in result.stdout, result.stdout + result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "saving checkpoint" in errors[0], result.stderr
+    assert "Traceback" not in result.stderr
+    assert "params/patch_embed/patch_kernel (192, 32) float32" in result.stdout

@@ -1,0 +1,42 @@
+"""The README only names what exists: its files, its commands and their flags."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+PRODUCED = {"data/quickstart", "runs/quickstart", "runs/quickstart/report.html"}  # by `make train`
+
+
+def test_files_exist():
+    named = set(re.findall(r"`((?:neo_jax|data_pipelines|configs|tests|data|runs)/[\w./]*)`", TEXT))
+    assert len(named) > 20
+    assert [name for name in sorted(named - PRODUCED) if not (ROOT / name).exists()] == []
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^make ([\w-]+)|`make ([\w-]+)", TEXT, re.MULTILINE))
+    assert targets
+    for target in {one or other for one, other in targets}:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+COMMANDS = sorted(set(re.findall(r"python -m ([\w.]+)((?: export| ls)?)", TEXT)))
+
+
+@pytest.mark.parametrize(("module", "subcommand"), COMMANDS)
+def test_commands_and_their_flags_exist(module, subcommand):
+    command = [sys.executable, "-m", module]
+    if subcommand.strip() == "export":
+        command.append("export")
+    result = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for line in TEXT.splitlines():
+        if f"python -m {module}{subcommand}" in line:
+            for flag in re.findall(r"--[a-z_]+", line.partition("|  ")[0]):
+                assert flag in result.stdout, f"{module} has no {flag}"
