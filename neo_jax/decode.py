@@ -60,9 +60,9 @@ def score_candidates(
 
 
 def greedy(model: Transformer, prefix: Prefix, stop_id: int, max_new_tokens: int) -> jax.Array:
-    """The likeliest next token, again and again: int32 [B, max_new_tokens], `stop_id` from the end of a text on.
+    """Appends the likeliest token, again and again, until every row has ended or is full.
 
-    Stops early once every row has ended.
+    Returns int32 [B, max_new_tokens]; `stop_id` ends a text and fills the rest of its row.
     """
     B = prefix.lengths.shape[0]
 

@@ -1,13 +1,14 @@
 """Held-out numbers of a trained model: loss, image -> caption retrieval, and the captions it writes.
 
-    python -m neo_jax.evaluate --workdir=runs/quickstart [--step=N] [--split=dev] [--config.eval.FIELD=VALUE ...]
+    python -m neo_jax.evaluate --workdir=runs/quickstart [--step=N] [--split=dev] [--config.eval.FIELD=VALUE]
 
-Retrieval asks, for an image, which of `num_candidates` label lines is the likeliest under the model, where
-exactly one is right. The shuffled control asks the same with every image replaced by another one: what a model
-that ignores the image would score. Writes eval.json (numbers) and samples.json (captions) into the workdir.
+Retrieval asks which of `num_candidates` label lines is the likeliest for an image; exactly one is right. The
+shuffled control asks the same with every image replaced by another one: what a model that ignores images
+would score. Writes eval.json (numbers) and samples.json (captions) into the workdir.
 """
 
 import argparse
+import concurrent.futures
 import functools
 import hashlib
 import json
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from ml_collections import FrozenConfigDict
 
 from data_pipelines import text
 from data_pipelines.build.progress import Progress
@@ -25,24 +27,25 @@ from data_pipelines.loader import read_examples
 from data_pipelines.schema import Document, Example
 from neo_jax import config as config_lib, decode, restore, workdir as workdir_lib
 from neo_jax.decode import Prefix
-from neo_jax.errors import main_guard
+from neo_jax.errors import UserError, main_guard
 from neo_jax.generate import generate, prompt_batches
 from neo_jax.heldout import held_out_loss
 from neo_jax.model.transformer import Batch, Transformer
 from neo_jax.params import Params, bind
 from neo_jax.restore import Trained
 
-# A call scores 16 candidates after 16 images: enough rows to keep the matrix products busy, few enough that
-# candidates of one call, sorted by length, need little padding and the logits stay small.
+# One call scores 8 candidates after 16 images: enough rows to keep the matrix products busy, few enough that
+# their activations stay in the cache, and candidates of a call, taken by length, need little padding.
 IMAGES_PER_CALL = 16
-CANDIDATES_PER_CALL = 16
+CANDIDATES_PER_CALL = 8
+CALLS_AT_ONCE = 2  # one call computes while the other compiles or is in a part that uses one core only
 FILLING_SPLIT = "train"  # its captions fill up the candidates of a split with too few of its own
 
 Scores = dict[str, float]
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m neo_jax.evaluate", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m neo_jax.evaluate", description="Scores a trained model.")
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a trained run")
     parser.add_argument("--step", type=int, help="checkpoint to evaluate (default: the newest)")
     parser.add_argument("--split", help="only this split of the data (default: config.eval.splits)")
@@ -66,41 +69,41 @@ def main(argv: Sequence[str]) -> None:
 
 
 def evaluate(trained: Trained, split: str) -> tuple[Scores, list[dict[str, Any]]]:
-    """The numbers of one split (keys: DESIGN section 4, eval.json) and its captioned images."""
+    """The numbers of one split (keys: DESIGN section 4, eval.json) and its captioned images.
+
+    Everything but the loss is in the first language of the config.
+    """
     config = trained.config
     locale = config.data.locales[0]
-    examples = in_fixed_order(example for example in read_examples(config, split) if locale in example.captions)
+    examples = read_captioned(config, split, locale)
     loss = held_out_loss(config, trained.stage.config, trained.model, trained.params, split, trained.mesh)
 
     queries = distinct_labels(examples, locale, config.eval.num_candidates)
     labels = [example.captions[locale][0] for example in queries]
     if len(labels) < config.eval.num_candidates:
-        filling = in_fixed_order(read_examples(config, FILLING_SPLIT))
-        filling = [example for example in filling if locale in example.captions]
-        labels = fill_up(labels, [e.captions[locale][0] for e in filling], config.eval.num_candidates)
+        others = [e.captions[locale][0] for e in read_captioned(config, FILLING_SPLIT, locale)]
+        labels = fill_up(labels, others, config.eval.num_candidates)
     lines = [text.caption_pieces(label, ())[0] for label in labels]
     scores_IC = candidate_scores(trained, prompts(trained, queries, locale), lines, f"{split} retrieval")
 
-    captioned = examples[: config.eval.num_generate]
-    samples = []
-    progress = Progress(f"{split} captions", len(captioned))
-    answers = generate(
-        trained, prompts(trained, captioned, locale), config.eval.max_new_tokens, config.eval.batch_size
-    )
-    for example, answer in zip(captioned, answers, strict=True):
-        label, tags = example.captions[locale]
-        samples.append(
-            {"id": example.id, "source": example.source, "label": label, "tags": list(tags), "generated": answer}
-        )
-        progress.advance()
+    samples = write_captions(trained, examples[: config.eval.num_generate], locale, f"{split} captions")
     return {"loss": loss} | retrieval(scores_IC) | caption_quality(samples), samples
 
 
 # Which images and captions
 
 
-def in_fixed_order(examples: Iterable[Example]) -> list[Example]:
-    """Shuffled by a hash of the ids: the first n are a fair sample, the same on every machine."""
+def read_captioned(config: FrozenConfigDict, split: str, locale: str) -> list[Example]:
+    """The examples of a split with a caption in `locale`, shuffled by a hash of their ids.
+
+    The first n are thus a fair sample, the same on every machine.
+
+    Raises:
+        UserError: there are none.
+    """
+    examples = [example for example in read_examples(config, split) if locale in example.captions]
+    if not examples:
+        raise UserError(f"split {split!r} of {config.data.path} has no caption in {locale!r}")
     return sorted(examples, key=lambda example: hashlib.sha1(example.id.encode()).digest())
 
 
@@ -131,7 +134,7 @@ def prompts(trained: Trained, examples: Sequence[Example], locale: str) -> list[
 
 
 def candidate_scores(
-    trained: Trained, images: Sequence[Document], captions: Sequence[str], label: str
+    trained: Trained, images: Sequence[Document], captions: Sequence[str], name: str
 ) -> np.ndarray:
     """log p(caption | prompt), float32 [images, captions]. Every prompt is read once, for all captions."""
     lines = [trained.tokenizer.encode(caption) for caption in captions]
@@ -139,16 +142,20 @@ def candidate_scores(
     groups = [by_length[i : i + CANDIDATES_PER_CALL] for i in range(0, len(lines), CANDIDATES_PER_CALL)]
 
     batches = list(prompt_batches(images, IMAGES_PER_CALL, trained.token_side**2 * 3))
-    progress = Progress(label, len(batches) * len(groups))
-    scores_IC = np.empty((len(images), len(lines)), np.float32)
-    for i, (part, batch) in enumerate(batches):
-        rows = scores_IC[i * IMAGES_PER_CALL :][: len(part)]
-        prefix = _read(trained.model, trained.params, batch)
-        for group in groups:
-            tokens, lengths = _padded([lines[c] for c in group])
-            scores = np.asarray(_score(trained.model, trained.params, prefix, tokens, lengths))
-            rows[:, group] = scores[: len(part), : len(group)]
-            progress.advance()
+    progress = Progress(name, len(batches) * len(groups))
+    scores_IC: np.ndarray = np.empty((len(images), len(lines)), np.float32)
+
+    def score(prefix: Prefix, group: Sequence[int]) -> np.ndarray:
+        tokens, lengths = _padded([lines[c] for c in group])
+        return np.asarray(_score(trained.model, trained.params, prefix, tokens, lengths))
+
+    with concurrent.futures.ThreadPoolExecutor(CALLS_AT_ONCE) as pool:
+        for i, (part, batch) in enumerate(batches):
+            rows = scores_IC[i * IMAGES_PER_CALL :][: len(part)]
+            prefix = _read(trained.model, trained.params, batch)
+            for group, scores in zip(groups, pool.map(functools.partial(score, prefix), groups), strict=True):
+                rows[:, group] = scores[: len(part), : len(group)]
+                progress.advance()
     return scores_IC
 
 
@@ -163,12 +170,16 @@ def _score(model: Transformer, params: Params, prefix: Prefix, tokens: Array, le
 
 
 def _padded(lines: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [CANDIDATES_PER_CALL, longest] and lengths, filled up with candidates of one token."""
-    lengths = np.array([len(line) for line in lines], np.int32)
-    tokens: np.ndarray = np.zeros((CANDIDATES_PER_CALL, lengths.max()), np.int32)
+    """Tokens [CANDIDATES_PER_CALL, longest] and lengths, filled up with candidates of one token.
+
+    The longest is rounded up to an even number: every width is compiled, which takes seconds.
+    """
+    lengths: np.ndarray = np.ones(CANDIDATES_PER_CALL, np.int32)
+    lengths[: len(lines)] = [len(line) for line in lines]
+    tokens: np.ndarray = np.zeros((CANDIDATES_PER_CALL, lengths.max() + lengths.max() % 2), np.int32)
     for row, line in zip(tokens, lines, strict=False):
         row[: len(line)] = line
-    return tokens, np.append(lengths, np.ones(CANDIDATES_PER_CALL - len(lines), np.int32))
+    return tokens, lengths
 
 
 def retrieval(scores_IC: np.ndarray) -> Scores:
@@ -194,8 +205,26 @@ def right_ranks(scores_IC: np.ndarray) -> np.ndarray:
 # Captions
 
 
+def write_captions(
+    trained: Trained, examples: Sequence[Example], locale: str, name: str
+) -> list[dict[str, Any]]:
+    """Has the model caption images: id, source, label, tags (the true ones) and generated, of each."""
+    progress = Progress(name, len(examples))
+    settings = trained.config.eval
+    answers = generate(
+        trained, prompts(trained, examples, locale), settings.max_new_tokens, settings.batch_size
+    )
+    samples = []
+    for example, answer in zip(examples, answers, strict=True):
+        label, tags = example.captions[locale]
+        sample = {"id": example.id, "source": example.source, "label": label, "tags": list(tags)}
+        samples.append(sample | {"generated": answer})
+        progress.advance()
+    return samples
+
+
 def caption_quality(samples: Sequence[dict[str, Any]]) -> Scores:
-    """Share of exactly right label lines, and mean F1 of the tags. NaN-free: 0 without samples."""
+    """Share of exactly right label lines, and mean F1 of the tags; 0 without samples."""
     parsed = [parse_caption(sample["generated"]) for sample in samples]
     exact = [label == sample["label"] for (label, _), sample in zip(parsed, samples, strict=True)]
     f1 = [set_f1(tags, sample["tags"]) for (_, tags), sample in zip(parsed, samples, strict=True)]
@@ -210,7 +239,7 @@ def parse_caption(caption: str) -> tuple[str, list[str]]:
 
 
 def set_f1(found: Iterable[str], right: Iterable[str]) -> float:
-    """Harmonic mean of precision and recall of two sets: 2 |both| / (|found| + |right|); 1 if both are empty."""
+    """Harmonic mean of precision and recall, 2 |both| / (|found| + |right|); 1 if both sets are empty."""
     found, right = set(found), set(right)
     total = len(found) + len(right)
     return 2 * len(found & right) / total if total else 1.0

@@ -1,7 +1,9 @@
-"""Says what is in an image: continues a prompt about images of any size with a trained model.
+"""Says what is in an image: a trained model goes on from images of any size and a prompt.
 
     python -m neo_jax.generate --workdir=runs/quickstart --image=photo.jpg
     python -m neo_jax.generate --workdir=DIR --image=a.png --image=b.png --prompt="<image> or <image>? "
+
+Prints the text up to <|im_end|>.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from neo_jax.restore import Trained
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m neo_jax.generate", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m neo_jax.generate", description="Captions images.")
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a trained run")
     parser.add_argument(
         "--image",
@@ -62,9 +64,7 @@ def main(argv: Sequence[str]) -> None:
         print(caption)
 
 
-def prompt_document(
-    trained: Trained, files: Sequence[bytes], names: Sequence[str], prompt: str
-) -> Document:
+def prompt_document(trained: Trained, files: Sequence[bytes], names: Sequence[str], prompt: str) -> Document:
     """Images at the <image> marks of the prompt, in order; before it if it has none.
 
     Raises:
@@ -86,7 +86,6 @@ def generate(
 ) -> Iterator[str]:
     """Yields what the model answers to each prompt: greedily, up to <|im_end|> or `max_new_tokens`."""
     stop_id = trained.tokenizer.im_end
-
     for part, batch in prompt_batches(prompts, batch_size, trained.token_side**2 * 3):
         answers = _answer(trained.model, trained.params, batch, stop_id, max_new_tokens)
         for tokens in np.asarray(answers)[: len(part)]:
@@ -103,8 +102,8 @@ def prompt_batches(
     prompts: Sequence[Document], batch_size: int, patch_dim: int
 ) -> Iterator[tuple[Sequence[Document], dict[str, np.ndarray]]]:
     """Yields (prompts, batch with one of them per row), all batches of one shape; the last has empty rows."""
-    num_tokens = max(len(prompt.tokens) for prompt in prompts)
-    num_patches = max(len(prompt.patch_hw) for prompt in prompts)
+    num_tokens = max((len(prompt.tokens) for prompt in prompts), default=0)
+    num_patches = max((len(prompt.patch_hw) for prompt in prompts), default=0)
     for start in range(0, len(prompts), batch_size):
         part = prompts[start : start + batch_size]
         yield part, pack.stack([[p] for p in part], batch_size, num_tokens, num_patches, patch_dim)

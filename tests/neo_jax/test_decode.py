@@ -1,0 +1,153 @@
+"""Decoding with a cache equals the full forward pass: logits, greedy choices and likelihoods."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines import pack, schema
+from neo_jax import decode, params as params_lib
+from neo_jax.model.transformer import Transformer
+from tests.neo_jax import rows
+
+# Prompts of different lengths: no image, one, two of different shapes, and one of text behind its image only.
+PROMPTS = [((), (7,)), (((2, 3),), (3, 4)), (((1, 2), (3, 2)), (2, 3, 5)), (((2, 2),), (0, 1))]
+KINDS = [
+    {},
+    {"mask": "causal", "coords.kind": "1d"},
+    {"pre_buffer": 0, "tie_embeddings": True},
+]
+
+
+def prompts():
+    rng = np.random.default_rng(0)
+    return [rows.document(rng, *kind) for kind in PROMPTS]
+
+
+def batch_of(documents, num_tokens=24):
+    """One document per row, in one shape for all tests: rows of padding follow."""
+    return pack.stack([[document] for document in documents], len(PROMPTS), num_tokens, 8, rows.PATCH_DIM)
+
+
+def continued(document, tokens):
+    """The document with text behind it."""
+    n = len(tokens)
+    coords = np.zeros((n, 3), np.float32)
+    coords[:, 0] = document.coords[-1, 0] + 1 + np.arange(n)
+
+    def append(name, values):
+        old = getattr(document, name)
+        return np.concatenate([old, np.asarray(values, old.dtype)])
+
+    return dataclasses.replace(
+        document,
+        tokens=append("tokens", tokens),
+        kinds=append("kinds", [schema.TEXT] * n),
+        image_ids=append("image_ids", [0] * n),
+        coords=append("coords", coords),
+        targets=append("targets", [0] * n),
+        loss_weights=append("loss_weights", [0] * n),
+    )
+
+
+@pytest.fixture(
+    scope="module", params=KINDS, ids=lambda changes: "-".join(map(str, changes.values())) or "neo"
+)
+def model(request):
+    """A bound random model of each kind."""
+    unbound = Transformer(rows.tiny_model(**request.param))
+    params = params_lib.init(params_lib.abstract(unbound), jax.random.key(1))
+    return params_lib.bind(unbound, params)
+
+
+@functools.lru_cache
+def full_forward(model):
+    return jax.jit(lambda batch: model.logits(model(batch)))
+
+
+def full_logits(model, documents):
+    """float32 [tokens, V] of each document, by one forward pass over all."""
+    logits = np.asarray(full_forward(model)(batch_of(documents, num_tokens=32)))
+    return [row[: len(document.tokens)] for row, document in zip(logits, documents, strict=False)]
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
+
+
+def test_prompt_logits(model):
+    documents = prompts()
+    prefix = decode.read_prompts(model, batch_of(documents))
+    for b, logits in enumerate(full_logits(model, documents)):
+        close(prefix.logits[b], logits[-1])
+        assert prefix.lengths[b] == len(documents[b].tokens)
+
+
+@pytest.mark.parametrize("chunks", [(5,), (1, 1, 3)], ids=str)
+def test_extending_the_cache_equals_the_full_forward(model, chunks):
+    documents, tail = prompts(), np.random.default_rng(2).integers(6, 64, (len(PROMPTS), sum(chunks)))
+    batch = batch_of(documents)
+    _, caches = model.prefill(batch, batch["tokens"].shape[1] + sum(chunks))
+    lengths = np.array([len(document.tokens) for document in documents], np.int32)
+    last_t = np.array([document.coords[-1, 0] for document in documents])
+    found, done = [], 0
+    for size in chunks:
+        steps = done + np.arange(size)
+        coords = np.zeros((len(documents), size, 3), np.float32)
+        coords[..., 0] = last_t[:, None] + 1 + steps
+        tokens, slots = tail[:, steps].astype(np.int32), (lengths[:, None] + steps).astype(np.int32)
+        hidden, caches = model.extend(tokens, jnp.asarray(coords), jnp.asarray(slots), caches)
+        found.append(model.logits(hidden))
+        done += size
+    found = np.concatenate(found, axis=1)
+    expected = full_logits(model, [continued(d, text) for d, text in zip(documents, tail, strict=True)])
+    for b, logits in enumerate(expected):
+        close(found[b], logits[lengths[b] :])
+
+
+def greedy_by_full_forwards(model, document, steps):
+    tokens = []
+    for _ in range(steps):
+        [logits] = full_logits(model, [continued(document, tokens)])
+        tokens.append(int(logits[-1].argmax()))
+    return tokens
+
+
+def test_greedy(model):
+    documents, steps = prompts(), 6
+    expected = [greedy_by_full_forwards(model, document, steps) for document in documents]
+    prefix = decode.read_prompts(model, batch_of(documents))
+    unused = next(token for token in range(64) if all(token not in row for row in expected))
+    found = decode.greedy(model, prefix, stop_id=unused, max_new_tokens=steps)
+    np.testing.assert_array_equal(found, expected)
+
+    # A token of the first row as the stop: every row goes on to its own first occurrence of it.
+    stop = expected[0][2]
+    found = np.asarray(decode.greedy(model, prefix, stop_id=stop, max_new_tokens=steps))
+    for row, whole in zip(found, expected, strict=True):
+        end = whole.index(stop) if stop in whole else steps
+        assert row.tolist() == whole[:end] + [stop] * (steps - end)
+
+
+def test_scores_equal_full_forwards(model):
+    documents, rng = prompts(), np.random.default_rng(3)
+    lengths = np.array([1, 4, 2, 6, 3], np.int32)
+    tokens = rng.integers(6, 64, (len(lengths), 6)).astype(np.int32)
+    prefix = decode.read_prompts(model, batch_of(documents))
+    found = jax.jit(lambda *args: decode.score_candidates(model, *args))(prefix, tokens, lengths)
+    assert found.shape == (len(documents), len(lengths))
+    for c, length in enumerate(lengths):
+        text = tokens[c, :length]
+        for b, logits in enumerate(full_logits(model, [continued(d, text) for d in documents])):
+            log_p = np.asarray(jax.nn.log_softmax(logits[-length - 1 : -1]))
+            close(found[b, c], log_p[np.arange(length), text].sum())
+
+
+def test_scores_of_single_tokens(model):
+    prefix = decode.read_prompts(model, batch_of(prompts()))
+    found = decode.score_candidates(model, prefix, jnp.arange(64)[:, None], jnp.ones(64, jnp.int32))
+    close(np.exp(found).sum(axis=1), 1.0)
+    np.testing.assert_array_equal(found.argmax(axis=1), prefix.logits.argmax(axis=1))
