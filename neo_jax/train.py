@@ -203,8 +203,8 @@ class Run:
             if log.nonfinite_steps > train.max_nonfinite_steps:
                 self.progress.say(
                     f"error: {log.nonfinite_steps} steps had a non-finite loss or gradient, above "
-                    f"train.max_nonfinite_steps={train.max_nonfinite_steps}; lower stage.{stage.name}.peak_lr "
-                    f"or check the data; the newest checkpoint is step {self.checkpoints.latest}"
+                    f"train.max_nonfinite_steps={train.max_nonfinite_steps}; lower "
+                    f"stage.{stage.name}.peak_lr; the newest checkpoint is step {self.checkpoints.latest}"
                 )
                 return step, state, EXIT_NONFINITE
 

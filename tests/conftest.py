@@ -43,6 +43,7 @@ def golden_dir() -> Callable[[str], Path]:
     NEO_GOLDEN_DIR points to another set of the same layout. A missing family fails the test, as a skip would
     hide it.
     """
+
     def family_dir(family: str) -> Path:
         folder = golden_files.ROOT / family
         if not folder.is_dir():

@@ -1,6 +1,6 @@
 """Hugging Face folders from checkpoints.
 
-    python -m neo_jax.convert export --workdir=runs/quickstart --out=runs/quickstart/hf [--step=N]
+python -m neo_jax.convert export --workdir=runs/quickstart --out=runs/quickstart/hf [--step=N]
 """
 
 import argparse
@@ -19,7 +19,9 @@ def main(argv: Sequence[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="write a checkpoint as a NEO folder of Hugging Face's layout")
     export.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run")
-    export.add_argument("--out", type=pathlib.Path, required=True, help="folder to write; replaced if it exists")
+    export.add_argument(
+        "--out", type=pathlib.Path, required=True, help="folder to write; replaced if it exists"
+    )
     export.add_argument("--step", type=int, help="which checkpoint; the newest without it")
     args = parser.parse_args(argv)
 

@@ -26,7 +26,7 @@ PATCH_DIM = 4 * 4 * 3
 
 
 def document(rng: np.random.Generator, grids=((2, 3),), words=(3, 4), source_id=0) -> Document:
-    """words[0] words, then for each grid an image and its words. Everything after the first word is supervised."""
+    """words[0] words, then for each grid an image and its words; words are supervised."""
     tokens, image_ids, hw = list(rng.integers(6, 64, words[0])), [0] * words[0], []
     for number, grid in enumerate(grids, start=1):
         count = grid[0] * grid[1]

@@ -65,7 +65,13 @@ def test_config_shape_is_the_recorded_one(tiny, golden_dir, quickstart_data):
     """Every field that NEO's own save writes and that describes the model is there, in the same place."""
     recorded = json.loads((golden_dir("neo") / "config.json").read_text())
     ours = neo.hf_config(tiny[0], Tokenizer(quickstart_data.data.path + "/tokenizer.json"), 1024, 4096)
-    housekeeping = {"output_attentions", "transformers_version", "attention_dropout", "layer_types", "rope_scaling"}
+    housekeeping = {
+        "output_attentions",
+        "transformers_version",
+        "attention_dropout",
+        "layer_types",
+        "rope_scaling",
+    }
     housekeeping |= {"max_window_layers", "sliding_window", "use_cache", "use_sliding_window"}
     for section in (None, "llm_config", "vision_config"):
         expected = set(recorded[section] if section else recorded) - housekeeping

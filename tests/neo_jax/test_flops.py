@@ -41,5 +41,7 @@ def test_against_xla(monkeypatch):
     # XLA computes padded positions and masked pairs too; count those in for the comparison.
     sums = {"tokens": B * L, "patches": B * P, "supervised_tokens": B * L, "attended_pairs": B * L * L}
     ours = flops.train_flops(config, specs, frozenset(specs), sums)
-    assert counted == pytest.approx(ours, rel=0.25)  # XLA adds norms, softmax, rotations and the optimizer's share
+    assert counted == pytest.approx(
+        ours, rel=0.25
+    )  # XLA adds norms, softmax, rotations and the optimizer's share
     assert counted > ours

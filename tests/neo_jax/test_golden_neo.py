@@ -24,7 +24,6 @@ from neo_jax.objectives.ntp import cross_entropy, dense_cross_entropy
 from tests import golden_files
 
 
-
 pytestmark = pytest.mark.golden
 CASES = sorted((golden_files.ROOT / "neo").glob("case*.safetensors"))
 

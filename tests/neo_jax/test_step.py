@@ -85,7 +85,9 @@ def test_accumulated_equals_one_batch():
         assert_close(parted_metrics["source_loss"], metrics["source_loss"], atol=1e-3)
 
 
-@pytest.mark.parametrize("axes", [{"data": 4}, {"fsdp": 4}, {"fsdp": 2, "tensor": 2}, {"data": 2, "context": 2}])
+@pytest.mark.parametrize(
+    "axes", [{"data": 4}, {"fsdp": 4}, {"fsdp": 2, "tensor": 2}, {"data": 2, "context": 2}]
+)
 def test_sharded_equals_unsharded(axes):
     batches = [rows.batch(seed, rows=4) for seed in range(3)]
     setup = Setup()
@@ -108,7 +110,8 @@ def test_sharded_equals_unsharded(axes):
 
 
 @pytest.mark.parametrize(
-    "patterns", [("patch_embed/.*", "pre_buffer/.*"), (r"layers/attention/[qk]_(hw|norm_[hw]/weight)",), (".*",)]
+    "patterns",
+    [("patch_embed/.*", "pre_buffer/.*"), (r"layers/attention/[qk]_(hw|norm_[hw]/weight)",), (".*",)],
 )
 def test_stage_trains_exactly_what_it_names(patterns):
     setup = Setup(trainable=patterns, weight_decay=0.1)
@@ -168,7 +171,8 @@ def test_bfloat16_is_close_to_float32():
     setup, half = Setup(), Transformer(rows.tiny_model(dtype="bfloat16"))
     params = initial_params(setup.specs)
     full, low = (
-        jax.jit(lambda p, model=model: params_lib.bind(model, p)(batch))(params) for model in (setup.model, half)
+        jax.jit(lambda p, model=model: params_lib.bind(model, p)(batch))(params)
+        for model in (setup.model, half)
     )
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(low.astype(jnp.float32), full, atol=0.15)

@@ -47,7 +47,9 @@ def run(argv, **kwargs):
 
 def logged(workdir):
     """What was logged, without wall-clock figures."""
-    return [{k: v for k, v in line.items() if k != "perf"} for line in metrics.read(workdir / "metrics.jsonl")]
+    return [
+        {k: v for k, v in line.items() if k != "perf"} for line in metrics.read(workdir / "metrics.jsonl")
+    ]
 
 
 def checkpoint(workdir):
@@ -81,7 +83,9 @@ def test_killed_twice_and_resumed_equals_straight(command, tmp_path):
     assert run(command(straight)).returncode == EXIT_OK
     assert [line["step"] for line in logged(straight) if "loss" in line] == list(range(1, STEPS + 1))
     for step in sorted(random.sample(range(2, STEPS), 2)):
-        process = subprocess.Popen(command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         wait_for_step(killed, step, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
