@@ -103,11 +103,17 @@ def caption_document(
     reduction: str = "token",
     source_id: int = 0,
     name: str = "document",
+    whole: bool = True,
 ) -> schema.Document:
-    """Template "plain": picture, "{locale}: ", caption, <|im_end|>; the last two are supervised."""
+    """Template "plain": picture, "{locale}: ", caption, <|im_end|>; the last two are supervised.
+
+    Unless `whole`, the document breaks off after the label's line: a prefix of the same text, in fewer tokens.
+    """
+    texts = caption_pieces(label, tags)
     pieces = [IMAGE, Piece(prompt_text(locale))]
-    pieces += [Piece(text, supervised=True) for text in caption_pieces(label, tags)]
-    pieces.append(Piece(IM_END, supervised=True, special=True))
+    pieces += [Piece(text, supervised=True) for text in (texts if whole else texts[:1])]
+    if whole:
+        pieces.append(Piece(IM_END, supervised=True, special=True))
     return build_document(tokenizer, [picture], pieces, reduction=reduction, source_id=source_id, name=name)
 
 

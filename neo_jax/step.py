@@ -1,4 +1,4 @@
-"""One training step and one evaluation step: pure functions, no I/O.
+"""One training step, and the sums that a loss is made of: pure functions, no I/O.
 
 The loss of a step is sum(ce * w) / sum(w) over the whole batch, all hosts and all accumulation parts, so that
 packing, sharding and accumulation do not change its value.
@@ -127,11 +127,6 @@ def loss_sums(model: Transformer, batch: Batch, num_sources: int) -> Metrics:
         "images": batch["image_ids"].max(axis=1).sum(),
         "attended_pairs": pairs.astype(jnp.float32).sum(),
     }
-
-
-def make_eval_step(model: Transformer, num_sources: int) -> Callable[[Params, Batch], Metrics]:
-    """Builds `eval_step(params, batch) -> sums`, to be jitted."""
-    return lambda params, batch: loss_sums(bind(model, params), batch, num_sources)
 
 
 def initial_state(

@@ -42,6 +42,7 @@ _RANGES: dict[str, _Range] = {
     "eval.num_generate": _NOT_NEGATIVE,
     "stage.*.mixture.*": _NOT_NEGATIVE,
     "stage.*.min_lr_ratio": _FRACTION,
+    "stage.*.tags_share": _FRACTION,
     "stage.*.warmup_steps": _NOT_NEGATIVE,
     "stage.*.b1": _DECAY,
     "stage.*.b2": _DECAY,
