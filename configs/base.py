@@ -128,6 +128,7 @@ def stage(steps: int, **changes: object) -> ConfigDict:
     c.min_pixels = 128 * 128  # least pixels of one image after resizing
     c.max_pixels = 128 * 128  # most pixels of one image after resizing
     c.tags_share = 1.0  # share of training documents with tags; the others break off after the label's line
+    c.parallel_share = 0.0  # share of training documents whose caption is predicted without seeing it (CapPa)
     c.loss_reduction = "square"  # weight of one of a document's n tokens: token 1, sample 1/n, square n**-0.5
     c.schedule = "cosine"  # warm-up, then cosine down to min_lr_ratio * peak_lr
     c.peak_lr = 1e-3  # learning rate at the end of the warm-up

@@ -9,8 +9,8 @@ from configs import quickstart
 
 # fmt: off
 LOCALES = (
-    "en", "bn", "da", "de", "en-gb", "es", "es-mx", "et", "fi", "fr", "hi", "hu", "it", "ja", "ko", "lt", "ms",
-    "nb", "nl", "pl", "pt", "ru", "sv", "th", "uk", "vi", "zh", "zh-hant",
+    "en", "bn", "da", "de", "en-gb", "es", "es-mx", "et", "fi", "fr", "hi", "hu", "it", "ja", "ko", "lt",
+    "ms", "nb", "nl", "pl", "pt", "ru", "sv", "th", "uk", "vi", "zh", "zh-hant",
 )
 # fmt: on
 
@@ -24,6 +24,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.vocab_size = c.model.vocab_size = 8192  # other scripts need more pieces
     for name in c.stages:
         c.stage[name].row_tokens = 384
-        c.stage[name].row_patches = 96
+        c.stage[name].row_patches = 144
         c.stage[name].batch_size = max(1, c.stage[name].batch_size // 2)
     return c

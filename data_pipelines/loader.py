@@ -37,6 +37,7 @@ class DocumentMaker:
         self._pixels = {"min_pixels": stage.min_pixels, "max_pixels": stage.max_pixels}
         self._reduction = stage.loss_reduction
         self._tags_share = stage.tags_share
+        self._parallel_share = stage.parallel_share
         self._check_budgets(stage, manifest)
 
     def _check_budgets(self, stage: Any, manifest: dict[str, Any]) -> None:
@@ -52,16 +53,17 @@ class DocumentMaker:
         pack.check_fits("the longest document", num_tokens, num_patches, stage.row_tokens, stage.row_patches)
 
     def for_training(self, example: Example, rng: np.random.Generator) -> Document:
-        """Draws the caption's language, whether it keeps its tags and, if the config augments, the framing."""
+        """Draws the caption's language and form and, if the config augments, background and framing."""
         locales = self._locales_of(example)
         locale = locales[rng.integers(len(locales))]
         seed = int(rng.integers(2**63)) if self._augment else None
-        return self._document(example, locale, seed, whole=rng.random() < self._tags_share)
+        whole, parallel = rng.random() < self._tags_share, rng.random() < self._parallel_share
+        return self._document(example, locale, seed, whole=whole, parallel=parallel)
 
     def for_evaluation(self, example: Example, index: int) -> Document:
         """No augmentation; the languages take turns."""
         locales = self._locales_of(example)
-        return self._document(example, locales[index % len(locales)], None, whole=True)
+        return self._document(example, locales[index % len(locales)], None, whole=True, parallel=False)
 
     def _locales_of(self, example: Example) -> list[str]:
         locales = [locale for locale in self._locales if locale in example.captions]
@@ -69,7 +71,9 @@ class DocumentMaker:
             raise DataError(f"{example.id}: no caption in config.data.locales {self._locales}")
         return locales
 
-    def _document(self, example: Example, locale: str, augment_seed: int | None, *, whole: bool) -> Document:
+    def _document(
+        self, example: Example, locale: str, augment_seed: int | None, *, whole: bool, parallel: bool
+    ) -> Document:
         label, tags = example.captions[locale]
         picture = images.make_picture(
             example.image, side=self.side, name=example.id, augment_seed=augment_seed, **self._pixels
@@ -84,6 +88,7 @@ class DocumentMaker:
             source_id=self._sources.index(example.source),
             name=example.id,
             whole=whole,
+            parallel=parallel,
         )
 
 

@@ -32,6 +32,7 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"{path}: not a readable tokenizer.json: {error}") from error
         self._tokenizer.encode_special_tokens = True  # a caption that contains "<img>" stays text
+        self.end_of_text = self.special_id(END_OF_TEXT)
         self.im_end = self.special_id(IM_END)
         self.image_context = self.special_id(IMAGE_CONTEXT)
         self.image_start = self.special_id(IMAGE_START)
@@ -104,17 +105,27 @@ def caption_document(
     source_id: int = 0,
     name: str = "document",
     whole: bool = True,
+    parallel: bool = False,
 ) -> schema.Document:
     """Template "plain": picture, "{locale}: ", caption, <|im_end|>; the last two are supervised.
 
-    Unless `whole`, the document breaks off after the label's line: a prefix of the same text, in fewer tokens.
+    Unless `whole`, the document breaks off after the label's line: a prefix of the same text.
+    `parallel`: see `build_document`.
     """
     texts = caption_pieces(label, tags)
     pieces = [IMAGE, Piece(prompt_text(locale))]
     pieces += [Piece(text, supervised=True) for text in (texts if whole else texts[:1])]
     if whole:
         pieces.append(Piece(IM_END, supervised=True, special=True))
-    return build_document(tokenizer, [picture], pieces, reduction=reduction, source_id=source_id, name=name)
+    return build_document(
+        tokenizer,
+        [picture],
+        pieces,
+        reduction=reduction,
+        source_id=source_id,
+        name=name,
+        parallel=parallel,
+    )
 
 
 def prompt_document(tokenizer: Tokenizer, pictures: Sequence[Picture], prompt: str) -> schema.Document:
@@ -130,6 +141,7 @@ def build_document(
     reduction: str = "token",
     source_id: int = 0,
     name: str = "document",
+    parallel: bool = False,
 ) -> schema.Document:
     """Lays pieces and pictures out as one token table.
 
@@ -140,6 +152,8 @@ def build_document(
         reduction: "token", "sample" or "square", see `reduction_weight`.
         source_id: index of the data source.
         name: shown in errors.
+        parallel: show <|endoftext|> in place of every supervised token, so that each is predicted from the
+            pictures and its position alone (CapPa, Tschannen et al. 2023).
 
     Raises:
         DataError: if the number of pictures is not the number of IMAGE pieces.
@@ -170,7 +184,7 @@ def build_document(
     token_weights = np.array(supervised) * reduction_weight(sum(supervised), reduction)
     return schema.Document(
         name=name,
-        tokens=tokens,
+        tokens=np.where(supervised, tokenizer.end_of_text, tokens).astype(np.int32) if parallel else tokens,
         kinds=np.where(is_patch, schema.PATCH, schema.TEXT).astype(np.int32),
         image_ids=image_ids,
         coords=token_coords(tokens, patch_hw, tokenizer.image_context, tokenizer.image_start),

@@ -43,6 +43,7 @@ _RANGES: dict[str, _Range] = {
     "stage.*.mixture.*": _NOT_NEGATIVE,
     "stage.*.min_lr_ratio": _FRACTION,
     "stage.*.tags_share": _FRACTION,
+    "stage.*.parallel_share": _FRACTION,
     "stage.*.warmup_steps": _NOT_NEGATIVE,
     "stage.*.b1": _DECAY,
     "stage.*.b2": _DECAY,

@@ -141,6 +141,26 @@ def test_label_line_ends_on_a_token_border(tokenizer):
     np.testing.assert_array_equal(document.tokens[-len(caption) :], caption)
 
 
+def test_broken_off_document_is_a_prefix(tokenizer):
+    args = (tokenizer, blank(2, 2), "en", "red apple", ("fruit", "food"))
+    whole, broken = text.caption_document(*args), text.caption_document(*args, whole=False)
+    n = len(broken.tokens)
+    assert n < len(whole.tokens)
+    np.testing.assert_array_equal(broken.tokens, whole.tokens[:n])
+    np.testing.assert_array_equal(broken.loss_weights[:-1], whole.loss_weights[: n - 1])
+    assert tokenizer.decode(broken.tokens[broken.tokens != tokenizer.image_context]).endswith("red apple\n")
+
+
+def test_parallel_document_hides_the_caption_but_not_its_targets(tokenizer):
+    args = (tokenizer, blank(2, 2), "en", "red apple", ("fruit", "food"))
+    plain, parallel = text.caption_document(*args), text.caption_document(*args, parallel=True)
+    supervised = np.append(False, plain.loss_weights[:-1] > 0)
+    assert supervised.any() and (parallel.tokens[supervised] == tokenizer.end_of_text).all()
+    np.testing.assert_array_equal(parallel.tokens[~supervised], plain.tokens[~supervised])
+    for field in ("targets", "loss_weights", "coords", "kinds", "image_ids"):
+        np.testing.assert_array_equal(getattr(parallel, field), getattr(plain, field))
+
+
 def test_prompt_is_the_start_of_the_training_document(tokenizer):
     trained = text.caption_document(tokenizer, blank(2, 2), "en", "red apple", ["fruit"])
     prompt = text.prompt_document(tokenizer, [blank(2, 2)], text.prompt_text("en"))

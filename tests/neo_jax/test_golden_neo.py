@@ -5,8 +5,6 @@ another set of recordings in the same format works unchanged. Tolerances are tho
 """
 
 import json
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +20,6 @@ from neo_jax.model.mask import dense
 from neo_jax.model.transformer import Transformer
 from neo_jax.objectives.ntp import cross_entropy, dense_cross_entropy
 from tests import golden_files
-
 
 pytestmark = pytest.mark.golden
 CASES = sorted((golden_files.ROOT / "neo").glob("case*.safetensors"))

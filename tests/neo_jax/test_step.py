@@ -1,4 +1,4 @@
-"""Truths of a training step: packing, accumulation and sharding change nothing; stages train what they name."""
+"""Truths of a step: packing, accumulation and sharding change nothing; stages train what they name."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The training command, as a user runs it: exact resume, signals, and what it says when something is wrong."""
+"""The training command as a user runs it: exact resume, signals, and what it says when something is wrong."""
 
 import json
 import random
@@ -29,6 +29,8 @@ def command(quickstart_data):
         fields = {
             "data.path": quickstart_data.data.path,
             "stage.align.steps": 4,
+            "stage.align.warmup_steps": 2,
+            "stage.full.warmup_steps": 2,
             "stage.full.steps": STEPS - 4,
             "train.save_every": 3,
             "train.log_every": 1,
@@ -169,7 +171,6 @@ def test_nan_loss_stops_past_the_limit(command, tmp_path):
     argv = command(
         tmp_path,
         "--config.stage.full.peak_lr=1e38",
-        "--config.stage.full.warmup_steps=1",
         "--config.train.max_nonfinite_steps=2",
         "--config.stage.full.steps=40",
     )
