@@ -22,7 +22,10 @@ def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder")
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from error
     path = workdir / "config.json"
     if path.exists():
         changes = config_lib.diff(load_config(workdir), config)
