@@ -8,9 +8,11 @@ One checkpoint holds the train state (arrays) and, as JSON, the data position an
 import argparse
 import pathlib
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 import jax
+from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from neo_jax.errors import UserError, main_guard
@@ -21,12 +23,15 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, keep: int):
         self.folder = folder
+        # Orbax logs a failed save once per thread, with tracebacks; it also raises it, and that is told once.
+        logging.set_verbosity(logging.FATAL)
         self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,  # left behind by a killed run
         )
         self._pending: ocp.AsyncResponse[bool] | None = None
+        self._saving = 0
 
     @property
     def latest(self) -> int:
@@ -89,11 +94,20 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        failure: UserError | None = None
         try:
             self.wait()
-        finally:
+        except UserError as failed:
+            failure = failed
+        try:
             self._checkpointer.close()
+        except Exception as failed:  # Orbax raises a failed save once more here
+            failure = failure or self._failed(self._saving, failed)
+        if failure is not None and not isinstance(error, UserError):
+            raise failure
 
 
 def list_arrays(folder: pathlib.Path) -> list[str]:
