@@ -104,9 +104,10 @@ class Checkpoints:
             failure = failed
         try:
             self._checkpointer.close()
-        except Exception as failed:  # Orbax raises a failed save once more here
-            failure = failure or self._failed(self._saving, failed)
-        if failure is not None and not isinstance(error, UserError):
+        except Exception as failed:  # Orbax raises a failed save, told already, once more here
+            if failure is None and not isinstance(error, UserError):
+                failure = self._failed(self._saving, failed)
+        if failure is not None:
             raise failure
 
 

@@ -43,7 +43,7 @@ def test_per_token_values():
 
 
 def test_peak_memory_does_not_hold_all_logits():
-    B, L, D, V = 1, 1024, 8, 4096
+    B, L, D, V = 1, 2048, 8, 4096
 
     def temporaries(loss_fn):
         shapes = (
@@ -56,4 +56,4 @@ def test_peak_memory_does_not_hold_all_logits():
         return gradient.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(dense_cross_entropy) >= 4 * L * V
-    assert temporaries(cross_entropy) < 2 * L * V
+    assert temporaries(cross_entropy) < L * V
