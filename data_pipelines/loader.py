@@ -15,15 +15,16 @@ import grain
 import numpy as np
 
 from data_pipelines import build, images, pack, text
+from data_pipelines.drawing import Drawing
 from data_pipelines.errors import DataError
-from data_pipelines.schema import Document, Example
+from data_pipelines.schema import Document
 
 ALL = "all"  # the mixture entry that stands for every source by its size
 Batch = dict[str, np.ndarray]
 
 
 class DocumentMaker:
-    """Turns an Example into a Document by the rules of a config, a stage and a data folder."""
+    """Turns a Drawing into a Document by the rules of a config, a stage and a data folder."""
 
     def __init__(self, config: Any, stage: Any, manifest: dict[str, Any]):
         if config.data.template != "plain":
@@ -52,31 +53,31 @@ class DocumentMaker:
         num_tokens = num_text + num_patches + 2  # <img> and </img>
         pack.check_fits("the longest document", num_tokens, num_patches, stage.row_tokens, stage.row_patches)
 
-    def for_training(self, example: Example, rng: np.random.Generator) -> Document:
+    def for_training(self, drawing: Drawing, rng: np.random.Generator) -> Document:
         """Draws the caption's language and form and, if the config augments, background and framing."""
-        locales = self._locales_of(example)
+        locales = self._locales_of(drawing)
         locale = locales[rng.integers(len(locales))]
         seed = int(rng.integers(2**63)) if self._augment else None
         whole, parallel = rng.random() < self._tags_share, rng.random() < self._parallel_share
-        return self._document(example, locale, seed, whole=whole, parallel=parallel)
+        return self._document(drawing, locale, seed, whole=whole, parallel=parallel)
 
-    def for_evaluation(self, example: Example, index: int) -> Document:
+    def for_evaluation(self, drawing: Drawing, index: int) -> Document:
         """No augmentation; the languages take turns."""
-        locales = self._locales_of(example)
-        return self._document(example, locales[index % len(locales)], None, whole=True, parallel=False)
+        locales = self._locales_of(drawing)
+        return self._document(drawing, locales[index % len(locales)], None, whole=True, parallel=False)
 
-    def _locales_of(self, example: Example) -> list[str]:
-        locales = [locale for locale in self._locales if locale in example.captions]
+    def _locales_of(self, drawing: Drawing) -> list[str]:
+        locales = [locale for locale in self._locales if locale in drawing.captions]
         if not locales:
-            raise DataError(f"{example.id}: no caption in config.data.locales {self._locales}")
+            raise DataError(f"{drawing.id}: no caption in config.data.locales {self._locales}")
         return locales
 
     def _document(
-        self, example: Example, locale: str, augment_seed: int | None, *, whole: bool, parallel: bool
+        self, drawing: Drawing, locale: str, augment_seed: int | None, *, whole: bool, parallel: bool
     ) -> Document:
-        label, tags = example.captions[locale]
+        label, tags = drawing.captions[locale]
         picture = images.make_picture(
-            example.image, side=self.side, name=example.id, augment_seed=augment_seed, **self._pixels
+            drawing.image, side=self.side, name=drawing.id, augment_seed=augment_seed, **self._pixels
         )
         return text.caption_document(
             self.tokenizer,
@@ -85,8 +86,8 @@ class DocumentMaker:
             label,
             tags,
             reduction=self._reduction,
-            source_id=self._sources.index(example.source),
-            name=example.id,
+            source_id=self._sources.index(drawing.source),
+            name=drawing.id,
             whole=whole,
             parallel=parallel,
         )
@@ -99,7 +100,7 @@ class _ToPackable:
     make: DocumentMaker
 
     def __call__(self, record: bytes, rng: np.random.Generator) -> dict[str, Any]:
-        document = self.make.for_training(Example.from_bytes(record), rng)
+        document = self.make.for_training(Drawing.from_bytes(record), rng)
         return {"tokens": document.tokens, "patches": document.patch_hw, "documents": document}
 
 
@@ -222,8 +223,8 @@ def eval_batches(
     manifest = build.ensure(config.data)
     make = DocumentMaker(config, stage, manifest)
     own_rows = _own_rows(stage.batch_size, process_index, process_count)
-    examples = _read_split(config, manifest, split)
-    documents = [make.for_evaluation(example, i) for i, example in enumerate(examples)]
+    drawings = _read_split(config, manifest, split)
+    documents = [make.for_evaluation(drawing, i) for i, drawing in enumerate(drawings)]
     rows = pack.pack_rows(documents, stage.row_tokens, stage.row_patches)
     num_own = own_rows.stop - own_rows.start
     for start in range(0, len(rows), stage.batch_size):
@@ -231,15 +232,15 @@ def eval_batches(
         yield pack.stack(part, num_own, stage.row_tokens, stage.row_patches, make.patch_dim)
 
 
-def read_examples(config: Any, split: str) -> list[Example]:
-    """Returns every example of a split, sorted by id. Raises DataError if the data cannot be used."""
+def read_drawings(config: Any, split: str) -> list[Drawing]:
+    """Returns every drawing of a split, sorted by id. Raises DataError if the data cannot be used."""
     return _read_split(config, build.ensure(config.data), split)
 
 
-def _read_split(config: Any, manifest: dict[str, Any], split: str) -> list[Example]:
+def _read_split(config: Any, manifest: dict[str, Any], split: str) -> list[Drawing]:
     records = grain.sources.ArrayRecordDataSource(_shard_paths(config, manifest, ALL, split))
     return sorted(
-        (Example.from_bytes(records[i]) for i in range(len(records))), key=lambda example: example.id
+        (Drawing.from_bytes(records[i]) for i in range(len(records))), key=lambda drawing: drawing.id
     )
 
 

@@ -1,46 +1,92 @@
-"""The contract between data and model: Example on disk, Document in memory, the shapes of a batch.
+"""The contract between data and model: Example in a record, Document in memory, the shapes of a batch.
 
 Letters: B rows, L tokens of a row, P patches of a row, n tokens and p patches of one document.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 import msgpack
 import numpy as np
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import Reject
 
 # Values of the field `kinds`.
 PAD, TEXT, PATCH, CODE, SLOT, SEPARATOR = range(6)
 
-Caption = tuple[str, tuple[str, ...]]  # label, tags
+ROLES = ("", "system", "user", "assistant")  # "" = plain text that is nobody's turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A stretch of text. Consecutive texts of one role are one turn of it."""
+
+    text: str
+    role: str = ""  # one of ROLES
+    supervised: bool = False  # whether its tokens are targets
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """A picture, or one frame of a video."""
+
+    data: bytes  # encoded image file
+    timestamp: float | None = None  # seconds from the start of its video
+
+
+Span = Text | Image
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One image and its captions, as stored in a record."""
+    """One document of any kind: its texts and images in reading order.
 
-    id: str  # "source/concept"
+    A caption is an image and a text, an interleaved page many of both, a conversation texts with roles, a
+    video images with timestamps; a document without images or without text is one too.
+    """
+
+    id: str  # unique within its source
     source: str
-    concept: str  # lower-case codepoints joined by "-"
-    image: bytes  # encoded image file, RGBA
-    captions: Mapping[str, Caption]  # by locale
+    spans: tuple[Span, ...]
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(span for span in self.spans if isinstance(span, Image))
+
+    @property
+    def texts(self) -> tuple[Text, ...]:
+        return tuple(span for span in self.spans if isinstance(span, Text))
 
     def to_bytes(self) -> bytes:
         """Serialises to msgpack; equal examples give equal bytes."""
-        captions = {k: [label, list(tags)] for k, (label, tags) in sorted(self.captions.items())}
-        return msgpack.packb([self.id, self.source, self.concept, self.image, captions])
+        return msgpack.packb([self.id, self.source, [_span_fields(span) for span in self.spans]])
 
     @classmethod
     def from_bytes(cls, record: bytes) -> "Example":
-        """Reads a record back. Raises DataError if it is no Example."""
+        """Reads a record back. Raises Reject("bad_record") if it is no Example."""
         try:
-            id_, source, concept, image, captions = msgpack.unpackb(record)
-            captions = {locale: (label, tuple(tags)) for locale, (label, tags) in captions.items()}
-        except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
-            raise DataError(f"a record of {len(record)} bytes is not an Example: {error}") from error
-        return cls(id_, source, concept, image, captions)
+            id_, source, spans = msgpack.unpackb(record)
+            if not (isinstance(id_, str) and isinstance(source, str) and isinstance(spans, list)):
+                raise TypeError("id, source or spans has another type")
+            return cls(id_, source, tuple(map(_span_from_fields, spans)))
+        except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+            raise Reject("bad_record", f"{len(record)} bytes that are not an Example: {error}") from error
+
+
+def _span_fields(span: Span) -> list[Any]:
+    if isinstance(span, Text):
+        return ["text", span.text, span.role, bool(span.supervised)]
+    return ["image", bytes(span.data), None if span.timestamp is None else span.timestamp + 0.0]  # no -0.0
+
+
+def _span_from_fields(fields: list[Any]) -> Span:
+    match fields:
+        case ["text", str(text), str(role), bool(supervised)] if role in ROLES:
+            return Text(text, role, supervised)
+        case ["image", bytes(data), None | float() as timestamp]:
+            return Image(data, timestamp)
+    raise ValueError(f"a span is neither text nor image: {str(fields)[:80]}")
 
 
 @dataclasses.dataclass(frozen=True)

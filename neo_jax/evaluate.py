@@ -23,8 +23,9 @@ from ml_collections import FrozenConfigDict
 
 from data_pipelines import text
 from data_pipelines.build.progress import Progress
-from data_pipelines.loader import read_examples
-from data_pipelines.schema import Document, Example
+from data_pipelines.drawing import Drawing
+from data_pipelines.loader import read_drawings
+from data_pipelines.schema import Document
 from neo_jax import config as config_lib, decode, restore, workdir as workdir_lib
 from neo_jax.decode import Prefix
 from neo_jax.errors import UserError, main_guard
@@ -75,43 +76,43 @@ def evaluate(trained: Trained, split: str) -> tuple[Scores, list[dict[str, Any]]
     """
     config = trained.config
     locale = config.data.locales[0]
-    examples = read_captioned(config, split, locale)
+    drawings = read_captioned(config, split, locale)
     loss = held_out_loss(config, trained.stage.config, trained.model, trained.params, split, trained.mesh)
 
-    queries = distinct_labels(examples, locale, config.eval.num_candidates)
-    labels = [example.captions[locale][0] for example in queries]
+    queries = distinct_labels(drawings, locale, config.eval.num_candidates)
+    labels = [drawing.captions[locale][0] for drawing in queries]
     if len(labels) < config.eval.num_candidates:
         others = [e.captions[locale][0] for e in read_captioned(config, FILLING_SPLIT, locale)]
         labels = fill_up(labels, others, config.eval.num_candidates)
     lines = [text.caption_pieces(label, ())[0] for label in labels]
     scores_IC = candidate_scores(trained, prompts(trained, queries, locale), lines, f"{split} retrieval")
 
-    samples = write_captions(trained, examples[: config.eval.num_generate], locale, f"{split} captions")
+    samples = write_captions(trained, drawings[: config.eval.num_generate], locale, f"{split} captions")
     return {"loss": loss} | retrieval(scores_IC) | caption_quality(samples), samples
 
 
 # Which images and captions
 
 
-def read_captioned(config: FrozenConfigDict, split: str, locale: str) -> list[Example]:
-    """The examples of a split with a caption in `locale`, shuffled by a hash of their ids.
+def read_captioned(config: FrozenConfigDict, split: str, locale: str) -> list[Drawing]:
+    """The drawings of a split with a caption in `locale`, shuffled by a hash of their ids.
 
     The first n are thus a fair sample, the same on every machine.
 
     Raises:
         UserError: there are none.
     """
-    examples = [example for example in read_examples(config, split) if locale in example.captions]
-    if not examples:
+    drawings = [drawing for drawing in read_drawings(config, split) if locale in drawing.captions]
+    if not drawings:
         raise UserError(f"split {split!r} of {config.data.path} has no caption in {locale!r}")
-    return sorted(examples, key=lambda example: hashlib.sha1(example.id.encode()).digest())
+    return sorted(drawings, key=lambda drawing: hashlib.sha1(drawing.id.encode()).digest())
 
 
-def distinct_labels(examples: Iterable[Example], locale: str, limit: int) -> list[Example]:
-    """The first `limit` examples, passing over those labelled like an earlier one."""
-    by_label: dict[str, Example] = {}
-    for example in examples:
-        by_label.setdefault(example.captions[locale][0], example)
+def distinct_labels(drawings: Iterable[Drawing], locale: str, limit: int) -> list[Drawing]:
+    """The first `limit` drawings, passing over those labelled like an earlier one."""
+    by_label: dict[str, Drawing] = {}
+    for drawing in drawings:
+        by_label.setdefault(drawing.captions[locale][0], drawing)
     return list(by_label.values())[:limit]
 
 
@@ -120,13 +121,13 @@ def fill_up(labels: Sequence[str], more: Sequence[str], size: int) -> list[str]:
     return list(dict.fromkeys([*labels, *more]))[:size]
 
 
-def prompts(trained: Trained, examples: Sequence[Example], locale: str) -> list[Document]:
+def prompts(trained: Trained, drawings: Sequence[Drawing], locale: str) -> list[Document]:
     """Every image with the prompt that it had in training."""
     return [
         text.prompt_document(
-            trained.tokenizer, [trained.picture(example.image, example.id)], text.prompt_text(locale)
+            trained.tokenizer, [trained.picture(drawing.image, drawing.id)], text.prompt_text(locale)
         )
-        for example in examples
+        for drawing in drawings
     ]
 
 
@@ -206,18 +207,18 @@ def right_ranks(scores_IC: np.ndarray) -> np.ndarray:
 
 
 def write_captions(
-    trained: Trained, examples: Sequence[Example], locale: str, name: str
+    trained: Trained, drawings: Sequence[Drawing], locale: str, name: str
 ) -> list[dict[str, Any]]:
     """Has the model caption images: id, source, label, tags (the true ones) and generated, of each."""
-    progress = Progress(name, len(examples))
+    progress = Progress(name, len(drawings))
     settings = trained.config.eval
     answers = generate(
-        trained, prompts(trained, examples, locale), settings.max_new_tokens, settings.batch_size
+        trained, prompts(trained, drawings, locale), settings.max_new_tokens, settings.batch_size
     )
     samples = []
-    for example, answer in zip(examples, answers, strict=True):
-        label, tags = example.captions[locale]
-        sample = {"id": example.id, "source": example.source, "label": label, "tags": list(tags)}
+    for drawing, answer in zip(drawings, answers, strict=True):
+        label, tags = drawing.captions[locale]
+        sample = {"id": drawing.id, "source": drawing.source, "label": label, "tags": list(tags)}
         samples.append(sample | {"generated": answer})
         progress.advance()
     return samples

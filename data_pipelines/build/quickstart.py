@@ -11,8 +11,8 @@ from data_pipelines.build.packages import read_files
 from data_pipelines.build.progress import Progress
 from data_pipelines.build.render import render_all
 from data_pipelines.build.sources import CAPTIONS, CAPTIONS_CREDIT, STYLES, read_captions
+from data_pipelines.drawing import Caption, Drawing
 from data_pipelines.errors import DataError
-from data_pipelines.schema import Caption, Example
 
 VERSION = 1  # raise it when the same parameters would give other bytes
 
@@ -34,19 +34,19 @@ def parameters(*, locales: tuple[str, ...], image_size: int, vocab_size: int) ->
 def build(folder: Path, params: dict[str, Any]) -> dict[str, Any]:
     """Writes shards and tokenizer.json into an existing folder and returns the manifest's recipe part."""
     locales = params["locales"]
-    examples, drops = _make_examples(locales, params["image_size"])
-    assigned = splits.assign([(example.source, example.concept) for example in examples])
+    drawings, drops = _make_drawings(locales, params["image_size"])
+    assigned = splits.assign([(drawing.source, drawing.concept) for drawing in drawings])
     if leaks := splits.find_leaks(assigned):
         raise DataError(f"the splits leak: {leaks[0]}")
 
-    by_split: dict[tuple[str, str], list[Example]] = {}
-    for example in sorted(examples, key=lambda example: example.id):
-        by_split.setdefault((assigned[example.source, example.concept], example.source), []).append(example)
+    by_split: dict[tuple[str, str], list[Drawing]] = {}
+    for drawing in sorted(drawings, key=lambda drawing: drawing.id):
+        by_split.setdefault((assigned[drawing.source, drawing.concept], drawing.source), []).append(drawing)
     entries = []
     for split, source in itertools.product(splits.SPLITS, sorted(STYLES)):
         entries += shards.write(folder, split, source, by_split.get((split, source), []))
 
-    train = [example for example in examples if assigned[example.source, example.concept] == "train"]
+    train = [drawing for drawing in drawings if assigned[drawing.source, drawing.concept] == "train"]
     tokenizer_json = text.train_tokenizer(_training_texts(train, locales), params["vocab_size"])
     (folder / "tokenizer.json").write_text(tokenizer_json)
     counts: dict[str, dict[str, int]] = {split: {} for split in splits.SPLITS}
@@ -61,50 +61,50 @@ def build(folder: Path, params: dict[str, Any]) -> dict[str, Any]:
         "counts": counts,
         "dropped": drops,
         "credits": credits | {"captions": CAPTIONS_CREDIT},
-        "tokens": _token_statistics(text.Tokenizer(folder / "tokenizer.json"), examples, locales),
+        "tokens": _token_statistics(text.Tokenizer(folder / "tokenizer.json"), drawings, locales),
     }
 
 
-def _make_examples(locales: list[str], image_size: int) -> tuple[list[Example], dict[str, int]]:
+def _make_drawings(locales: list[str], image_size: int) -> tuple[list[Drawing], dict[str, int]]:
     """Renders every drawing that has a caption; the first of those that look alike stays."""
     captions = read_captions(locales)
     drops: Counter[str] = Counter(no_caption=0, same_pixels=0)
-    drawings: list[tuple[str, bytes]] = []
+    vectors: list[tuple[str, bytes]] = []
     for source, style in STYLES.items():
-        for concept, drawing in sorted(style.drawings(read_files(style.package)).items()):
+        for concept, vector in sorted(style.drawings(read_files(style.package)).items()):
             if concept in captions:
-                drawings.append((f"{source}/{concept}", drawing))
+                vectors.append((f"{source}/{concept}", vector))
             else:
                 drops["no_caption"] += 1
-    examples: list[Example] = []
+    drawings: list[Drawing] = []
     seen: set[str] = set()
-    progress = Progress("rendering", len(drawings))
-    for (id_, _), (image, pixel_hash) in zip(drawings, render_all(drawings, image_size), strict=True):
+    progress = Progress("rendering", len(vectors))
+    for (id_, _), (image, pixel_hash) in zip(vectors, render_all(vectors, image_size), strict=True):
         progress.advance()
         if pixel_hash in seen:
             drops["same_pixels"] += 1
             continue
         seen.add(pixel_hash)
         source, concept = id_.split("/")
-        examples.append(Example(id_, source, concept, image, captions[concept]))
-    return examples, dict(drops)
+        drawings.append(Drawing(id_, source, concept, image, captions[concept]))
+    return drawings, dict(drops)
 
 
-def _training_texts(train: list[Example], locales: list[str]) -> list[str]:
+def _training_texts(train: list[Drawing], locales: list[str]) -> list[str]:
     """Returns each caption piece and prompt once, sorted: common concepts would only repeat themselves."""
-    captions = (caption for example in train for caption in example.captions.values())
+    captions = (caption for drawing in train for caption in drawing.captions.values())
     pieces = {piece for label, tags in captions for piece in text.caption_pieces(label, tags)}
     return sorted(pieces | {text.prompt_text(locale) for locale in locales})
 
 
 def _token_statistics(
-    tokenizer: text.Tokenizer, examples: list[Example], locales: list[str]
+    tokenizer: text.Tokenizer, drawings: list[Drawing], locales: list[str]
 ) -> dict[str, Any]:
     """Returns vocabulary size and, per locale, lengths of one prompt, caption and <|im_end|> per image."""
     lengths: dict[str, list[int]] = {locale: [] for locale in locales}
     cache: dict[tuple[str, Caption], int] = {}  # styles and tones share captions
-    for example in examples:
-        for locale, caption in example.captions.items():
+    for drawing in drawings:
+        for locale, caption in drawing.captions.items():
             if (locale, caption) not in cache:
                 parts = [text.prompt_text(locale), *text.caption_pieces(*caption)]
                 cache[locale, caption] = sum(len(tokenizer.encode(part)) for part in parts) + 1

@@ -7,28 +7,28 @@ from typing import Any
 
 from array_record.python import array_record_module
 
+from data_pipelines.drawing import Drawing
 from data_pipelines.errors import DataError
-from data_pipelines.schema import Example
 
 RECORDS_PER_SHARD = 2048
 
 
-def write(folder: Path, split: str, source: str, examples: Sequence[Example]) -> list[dict[str, Any]]:
+def write(folder: Path, split: str, source: str, drawings: Sequence[Drawing]) -> list[dict[str, Any]]:
     """Writes `<split>/<source>-i-of-n.array_record` files and returns their manifest entries.
 
     Raises DataError if the disk is full.
     """
     (folder / split).mkdir(exist_ok=True)
-    num_shards = -(-len(examples) // RECORDS_PER_SHARD)
+    num_shards = -(-len(drawings) // RECORDS_PER_SHARD)
     entries = []
     for shard in range(num_shards):
-        part = examples[shard * RECORDS_PER_SHARD : (shard + 1) * RECORDS_PER_SHARD]
+        part = drawings[shard * RECORDS_PER_SHARD : (shard + 1) * RECORDS_PER_SHARD]
         file = f"{split}/{source}-{shard:05}-of-{num_shards:05}.array_record"
         try:
             # One record per chunk: any record can be read alone. Images are compressed already.
             writer = array_record_module.ArrayRecordWriter(str(folder / file), "group_size:1,uncompressed")
-            for example in part:
-                writer.write(example.to_bytes())
+            for drawing in part:
+                writer.write(drawing.to_bytes())
             writer.close()
         except RuntimeError as error:  # how ArrayRecord reports a full disk
             raise DataError(f"cannot write {folder / file}: {error}") from error

@@ -9,8 +9,8 @@ import json
 from collections.abc import Callable, Sequence
 
 from data_pipelines.build.packages import Package, read_files
+from data_pipelines.drawing import Caption
 from data_pipelines.errors import DataError
-from data_pipelines.schema import Caption
 
 Files = dict[str, bytes]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from data_pipelines import images
-from data_pipelines.loader import read_examples
+from data_pipelines.loader import read_drawings
 from neo_jax.evaluate import parse_caption
 from neo_jax.report.charts import Point, Series, line_chart, smooth
 from neo_jax.report.markup import Html, element, image, join, table
@@ -151,11 +151,11 @@ def samples(run: Run) -> Html:
         )
     ]
     for split, captioned in run.samples.items():
-        examples = {example.id: example.image for example in read_examples(run.config, split)}
+        drawings = {drawing.id: drawing.image for drawing in read_drawings(run.config, split)}
         right = sum(parse_caption(one["generated"])[0] == one["label"] for one in captioned)
         parts += [
             element("h3", split, " ", element("span", f"{right} of {len(captioned)} right", class_="soft")),
-            element("ul", [_sample(s, examples[s["id"]]) for s in captioned[:NUM_SAMPLES]], class_="samples"),
+            element("ul", [_sample(s, drawings[s["id"]]) for s in captioned[:NUM_SAMPLES]], class_="samples"),
         ]
     return join(parts)
 

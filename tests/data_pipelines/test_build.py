@@ -17,8 +17,8 @@ from PIL import Image
 from data_pipelines import build, images, loader
 from data_pipelines.build import packages, quickstart, render, shards, sources
 from data_pipelines.build.packages import Package
+from data_pipelines.drawing import Drawing
 from data_pipelines.errors import DataError
-from data_pipelines.schema import Example
 
 SVG = (
     b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><rect width="4" height="8" fill="red"/></svg>'
@@ -33,8 +33,8 @@ def make_tarball(path: Path, files: dict[str, bytes]) -> None:
             tar.addfile(info, io.BytesIO(content))
 
 
-def make_example(i: int) -> Example:
-    return Example(
+def make_drawing(i: int) -> Drawing:
+    return Drawing(
         f"noto/{i:04x}", "noto", f"{i:04x}", bytes([i % 256]) * 50, {"en": (f"number {i}", ("n",))}
     )
 
@@ -147,11 +147,11 @@ def test_render_ignores_colours_that_nobody_sees():
 
 def test_shards_are_deterministic_and_described(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "RECORDS_PER_SHARD", 40)
-    examples = [make_example(i) for i in range(100)]
+    drawings = [make_drawing(i) for i in range(100)]
     entries = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        entries.append(shards.write(tmp_path / name, "train", "noto", examples))
+        entries.append(shards.write(tmp_path / name, "train", "noto", drawings))
     assert entries[0] == entries[1]
     assert [entry["file"] for entry in entries[0]] == [
         f"train/noto-0000{i}-of-00003.array_record" for i in range(3)
@@ -169,7 +169,7 @@ def test_shards_are_deterministic_and_described(tmp_path, monkeypatch):
     ],
 )
 def test_damaged_shard_is_named(tmp_path, damage, message):
-    entries = shards.write(tmp_path, "train", "noto", [make_example(i) for i in range(100)])
+    entries = shards.write(tmp_path, "train", "noto", [make_drawing(i) for i in range(100)])
     path = tmp_path / entries[0]["file"]
     damage(path)
     with pytest.raises(DataError, match=rf"{path}.*{message}.*delete the folder"):
@@ -232,7 +232,7 @@ def test_truncated_shard_stops_the_reader(small_recipe, tmp_path):
     path = tmp_path / "a" / manifest["shards"][0]["file"]
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(DataError, match=path.name):
-        loader.read_examples(SimpleNamespace(data=data_config(tmp_path / "a")), "train")
+        loader.read_drawings(SimpleNamespace(data=data_config(tmp_path / "a")), "train")
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2", "{}", "[]"])

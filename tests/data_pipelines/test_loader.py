@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from data_pipelines import build, images, loader, pack, schema, text
+from data_pipelines.drawing import Drawing
 from data_pipelines.errors import DataError
 
 
@@ -168,32 +169,32 @@ def test_processes_together_get_the_rows_of_one(config, stage):
 def test_eval_batches_show_every_example_once(config, stage, monkeypatch):
     names = shown_names(monkeypatch)
     batches = list(loader.eval_batches(config, stage, "dev"))
-    assert sorted(names) == [example.id for example in loader.read_examples(config, "dev")]
+    assert sorted(names) == [drawing.id for drawing in loader.read_drawings(config, "dev")]
     assert {batch["tokens"].shape for batch in batches} == {(stage.batch_size, stage.row_tokens)}
     assert all(map(same, batches, loader.eval_batches(config, stage, "dev")))
 
 
 def test_eval_images_are_on_white(config, stage):
-    example = loader.read_examples(config, "dev")[0]
+    drawing = loader.read_drawings(config, "dev")[0]
     batch = next(iter(loader.eval_batches(config, stage, "dev")))
     side = config.model.embed.patch_size * config.model.embed.merge_size
-    image = images.flatten(images.decode(example.image))
+    image = images.flatten(images.decode(drawing.image))
     height, width = images.smart_resize(*image.size[::-1], side, stage.min_pixels, stage.max_pixels)
     pixels = np.asarray(image.resize((width, height), images.Image.Resampling.BICUBIC))
     expected = images.to_patches(pixels, side)
     np.testing.assert_array_equal(batch["patches"][0][: len(expected)], expected)
 
 
-def test_read_examples(config):
-    examples = loader.read_examples(config, "val_combo")
-    ids = [example.id for example in examples]
+def test_read_drawings(config):
+    drawings = loader.read_drawings(config, "val_combo")
+    ids = [drawing.id for drawing in drawings]
     assert ids == sorted(ids)
-    example = examples[0]
-    assert example.id == f"{example.source}/{example.concept}"
-    assert images.decode(example.image).size == (config.data.image_size,) * 2
-    label, tags = example.captions["en"]
+    drawing = drawings[0]
+    assert drawing.id == f"{drawing.source}/{drawing.concept}"
+    assert images.decode(drawing.image).size == (config.data.image_size,) * 2
+    label, tags = drawing.captions["en"]
     assert label and isinstance(tags, tuple)
-    assert schema.Example.from_bytes(example.to_bytes()) == example
+    assert Drawing.from_bytes(drawing.to_bytes()) == drawing
 
 
 @pytest.mark.parametrize(

@@ -68,13 +68,13 @@ def test_concept_key(codepoints, key):
 
 
 def test_built_data_has_no_leaks(quickstart_data):
-    examples = {split: loader.read_examples(quickstart_data, split) for split in splits.SPLITS}
-    assigned = {(e.source, e.concept): split for split, part in examples.items() for e in part}
-    assert len(assigned) == sum(len(part) for part in examples.values()), "no image is in two splits"
+    drawings = {split: loader.read_drawings(quickstart_data, split) for split in splits.SPLITS}
+    assigned = {(e.source, e.concept): split for split, part in drawings.items() for e in part}
+    assert len(assigned) == sum(len(part) for part in drawings.values()), "no image is in two splits"
     assert splits.find_leaks(assigned) == []
-    pictures = [example.image for part in examples.values() for example in part]
+    pictures = [drawing.image for part in drawings.values() for drawing in part]
     assert len(set(pictures)) == len(pictures), "no picture is stored twice"
-    sizes = {split: len(part) for split, part in examples.items()}
+    sizes = {split: len(part) for split, part in drawings.items()}
     assert 11_000 < sizes["train"] < 13_500
     for split, size in {"dev": 300, "val_render": 630, "val_combo": 650, "val_concept": 540}.items():
         assert 0.8 * size < sizes[split] < 1.2 * size

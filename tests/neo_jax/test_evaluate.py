@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from data_pipelines import images, pack, text
+from data_pipelines.drawing import Drawing
 from data_pipelines.errors import DataError
-from data_pipelines.schema import Example
 from neo_jax import evaluate, params as params_lib, restore, workdir as workdir_lib
 from neo_jax.errors import UserError
 
@@ -25,8 +25,8 @@ KEYS = {
 }
 
 
-def example(id_, label):
-    return Example(id_, id_.split("/")[0], id_.split("/")[1], b"", {"en": (label, ())})
+def drawing_of(id_, label):
+    return Drawing(id_, id_.split("/")[0], id_.split("/")[1], b"", {"en": (label, ())})
 
 
 # Metrics
@@ -99,8 +99,13 @@ def test_caption_quality():
 
 
 def test_a_label_is_asked_once():
-    examples = [example("a/1", "sun"), example("b/1", "sun"), example("a/2", "moon"), example("a/3", "star")]
-    assert [e.id for e in evaluate.distinct_labels(examples, "en", 2)] == ["a/1", "a/2"]
+    drawings = [
+        drawing_of("a/1", "sun"),
+        drawing_of("b/1", "sun"),
+        drawing_of("a/2", "moon"),
+        drawing_of("a/3", "star"),
+    ]
+    assert [e.id for e in evaluate.distinct_labels(drawings, "en", 2)] == ["a/1", "a/2"]
 
 
 def test_filling_adds_only_other_labels():
@@ -124,9 +129,9 @@ def trained(workdir):
 
 def test_candidate_scores_equal_full_forwards(trained):
     """Through real images, tokenizer, sorting by length, padding and groups."""
-    examples = evaluate.read_captioned(trained.config, "dev", "en")[:3]
+    drawings = evaluate.read_captioned(trained.config, "dev", "en")[:3]
     lines = [f"{e.captions['en'][0]}\n" for e in evaluate.read_captioned(trained.config, "dev", "en")[:11]]
-    found = evaluate.candidate_scores(trained, evaluate.prompts(trained, examples, "en"), lines, "test")
+    found = evaluate.candidate_scores(trained, evaluate.prompts(trained, drawings, "en"), lines, "test")
     assert found.shape == (3, 11)
 
     model = params_lib.bind(trained.model, trained.params)
@@ -139,7 +144,7 @@ def test_candidate_scores_equal_full_forwards(trained):
             line.removesuffix("\n"),
             (),
         )
-        for e in examples
+        for e in drawings
         for line in lines
     ]
     num_tokens = max(len(document.tokens) for document in documents)

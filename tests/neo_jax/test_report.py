@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.loader import read_examples
+from data_pipelines.loader import read_drawings
 from neo_jax import stages as stages_lib, workdir as workdir_lib
 from neo_jax.report import charts, markup
 
@@ -116,13 +116,13 @@ def write_evaluation(workdir: Path, config) -> None:
     samples = {}
     for split in config.eval.splits:
         samples[split] = []
-        for i, example in enumerate(read_examples(config, split)[:30]):
-            label, tags = example.captions["en"]
+        for i, drawing in enumerate(read_drawings(config, split)[:30]):
+            label, tags = drawing.captions["en"]
             guess = label if i % 3 == 0 else HOSTILE if i == 1 else "flag: Nowhere"
             samples[split].append(
                 {
-                    "id": example.id,
-                    "source": example.source,
+                    "id": drawing.id,
+                    "source": drawing.source,
                     "label": label,
                     "tags": list(tags),
                     "generated": f"{guess}\nflag, one",
