@@ -1,0 +1,180 @@
+"""Every attention kernel against `reference`, values and gradients, on random packings."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from neo_jax.kernels.chunked import xla_chunked
+from neo_jax.kernels.splash import _tables, splash
+from neo_jax.model.attention import reference
+from neo_jax.model.mask import MASKS, Intervals, dense
+
+SEEDS = st.integers(0, 2**32 - 1)
+HEADS = st.sampled_from([(4, 4), (4, 2), (2, 1)])
+D_QK, D_V = 16, 8
+
+
+def packing(rng: np.random.Generator, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Segment and image ids [rows, length] of random documents with random images, and some padding."""
+    segment_ids, image_ids = np.zeros((2, rows, length), np.int32)
+    for row in range(rows):
+        end = length - rng.integers(0, length // 4 + 1)
+        cuts = np.sort(rng.choice(np.arange(1, end), min(end - 1, rng.integers(0, 6)), replace=False))
+        for number, (start, stop) in enumerate(zip([0, *cuts], [*cuts, end], strict=True), start=1):
+            segment_ids[row, start:stop] = number
+            first, last = np.sort(rng.integers(start, stop + 1, 2))
+            image_ids[row, first:last] = number
+    return segment_ids, image_ids
+
+
+def intervals_of(rng: np.random.Generator, rows: int, length: int, kind: str) -> Intervals:
+    return MASKS[kind](*map(jnp.asarray, packing(rng, rows, length)))
+
+
+@partial(jax.jit, static_argnums=0)
+def value_and_gradients(attend, arrays, intervals, cotangent):
+    """The result and the gradients of <result, cotangent> for queries, keys and values."""
+
+    def loss(q, k, v):
+        out = attend(q, k, v, intervals, 0.3)
+        return (out * cotangent).sum(), out
+
+    (_, out), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*arrays)
+    return out, gradients
+
+
+def check(attend, intervals: Intervals, keys: int, heads: tuple[int, int], rng: np.random.Generator) -> None:
+    (B, L), (N, K) = intervals.start.shape, heads
+    shapes = (B, L, N, D_QK), (B, keys, K, D_QK), (B, keys, K, D_V), (B, L, N, D_V)
+    *arrays, cotangent = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    # `reference` spreads a query without keys evenly; kernels give zero. Leave such queries out.
+    cotangent = jnp.where((intervals.end > intervals.start)[..., None, None], cotangent, 0)
+    expected, expected_gradients = value_and_gradients(reference, arrays, intervals, cotangent)
+    out, gradients = value_and_gradients(attend, arrays, intervals, cotangent)
+    seen = np.asarray(cotangent != 0).any(axis=(2, 3))
+    np.testing.assert_allclose(np.asarray(out)[seen], np.asarray(expected)[seen], rtol=0, atol=5e-6)
+    for mine, theirs in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5)
+
+
+BLOCKED = {block: partial(xla_chunked, block=block) for block in (8, 16, 64)}
+SPLASH = partial(splash, block=128, interpret=True)
+
+
+@settings(deadline=None, max_examples=40)
+@given(SEEDS, st.sampled_from([8, 16, 64]), HEADS, st.sampled_from([*MASKS]))
+def test_chunked(seed, block, heads, kind):
+    rng = np.random.default_rng(seed)
+    check(BLOCKED[block], intervals_of(rng, 2, 50, kind), 50, heads, rng)
+
+
+@settings(deadline=None, max_examples=20)
+@given(SEEDS)
+def test_chunked_any_interval(seed):
+    """No order among intervals, more keys than queries, and queries that see nothing."""
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, 70, (2, 33)).astype(np.int32)
+    end = np.minimum(start + rng.integers(0, 40, start.shape), 70).astype(np.int32)
+    check(BLOCKED[16], Intervals(jnp.asarray(start), jnp.asarray(end)), 70, (4, 2), rng)
+
+
+def test_chunked_of_nothing_is_zero():
+    empty = Intervals(jnp.full((1, 5), 3, jnp.int32), jnp.full((1, 5), 3, jnp.int32))
+    ones = jnp.ones((1, 5, 2, D_V))
+    out, gradients = value_and_gradients(BLOCKED[8], (ones, ones, ones), empty, ones)
+    assert not np.any(out)
+    assert not any(np.any(gradient) for gradient in gradients)
+
+
+def test_chunked_bfloat16_keeps_a_float32_softmax():
+    """4,000 equal scores: their weights' sum would stand still at 256 in bfloat16."""
+    q = jnp.ones((1, 1, 1, 8), jnp.bfloat16)
+    k, v = jnp.ones((1, 4000, 1, 8), jnp.bfloat16), jnp.ones((1, 4000, 1, 4), jnp.bfloat16)
+    intervals = Intervals(jnp.zeros((1, 1), jnp.int32), jnp.full((1, 1), 4000, jnp.int32))
+    np.testing.assert_allclose(np.asarray(xla_chunked(q, k, v, intervals, 1.0), np.float32), 1.0, atol=4e-3)
+
+
+@pytest.mark.parametrize("document", [64, 256])
+def test_chunked_visits_live_blocks_only(document):
+    """Keys outside the visited blocks do not matter, whatever they hold: not even NaN gets through."""
+    L, block = 256, 32
+    ids = jnp.arange(L, dtype=jnp.int32)[None] // document
+    intervals = MASKS["causal"](ids, jnp.zeros_like(ids))
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, L, 1, 8)), jnp.float32) for _ in range(3))
+    expected = reference(q, k, v, intervals, 1.0)
+    attend = jax.jit(partial(xla_chunked, scale=1.0, block=block))
+    for start in range(0, L, block):
+        low, high = start // document * document, start + block  # what the block of queries attends
+        poisoned = [jnp.full_like(x, jnp.nan).at[:, low:high].set(x[:, low:high]) for x in (k, v)]
+        out = attend(q, *poisoned, intervals)
+        visited = slice(start, start + block)
+        np.testing.assert_allclose(out[:, visited], expected[:, visited], atol=1e-5)
+
+
+def test_chunked_memory_is_linear_in_the_row():
+    def temporary(L):
+        q, k, v = (jax.ShapeDtypeStruct((1, L, 2, 16), jnp.float32) for _ in range(3))
+        ids = jax.ShapeDtypeStruct((1, L), jnp.int32)
+
+        def loss(q, k, v, start, end):
+            return xla_chunked(q, k, v, Intervals(start, end), 1.0, block=128).sum()
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v, ids, ids).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    lengths = 4096, 8192, 16384
+    small, middle, large = map(temporary, lengths)
+    assert large - middle == pytest.approx(2 * (middle - small), rel=0.05)
+    assert large < 16384**2  # bytes: far below one [L, L] array of float32
+
+
+@settings(deadline=None, max_examples=6)
+@given(SEEDS, st.sampled_from([*MASKS]))
+def test_splash(seed, kind):
+    rng = np.random.default_rng(seed)
+    check(SPLASH, intervals_of(rng, 2, 384, kind), 384, (4, 2), rng)
+
+
+def test_splash_pads_odd_rows():
+    rng = np.random.default_rng(1)
+    check(SPLASH, intervals_of(rng, 1, 300, "image_bidirectional"), 300, (2, 2), rng)
+
+
+def test_splash_of_a_shard_of_the_queries():
+    """Context parallelism: a slice of the queries over all keys gives the slice of the result."""
+    rng = np.random.default_rng(2)
+    intervals = intervals_of(rng, 1, 512, "image_bidirectional")
+    second_half = Intervals(*(x[:, 256:] for x in intervals))
+    check(partial(SPLASH, key_start_BS=intervals.start), second_half, 512, (2, 1), rng)
+
+
+def test_splash_over_a_cache_is_chunked():
+    rng = np.random.default_rng(3)
+    intervals = Intervals(jnp.zeros((1, 3), jnp.int32), jnp.asarray([[4, 5, 6]], jnp.int32))
+    check(splash, intervals, 9, (2, 1), rng)
+
+
+@settings(deadline=None, max_examples=30)
+@given(SEEDS, st.sampled_from([*MASKS]))
+def test_splash_tables(seed, kind):
+    """A block is live if and only if the dense mask has a pair in it; dead steps fetch no new block."""
+    length, block = 96, 8
+    rng = np.random.default_rng(seed)
+    intervals = intervals_of(rng, 1, length, kind)
+    mask = np.asarray(dense(intervals, length))[0]
+    live = mask.reshape(length // block, block, length // block, block).any(axis=(1, 3))
+    forward, backward = _tables(intervals.start[0], intervals.end[0], block, block, length // block)
+    for table in (forward, backward):
+        np.testing.assert_array_equal(np.asarray(table.block_mask[0]) > 0, live)
+    queries, keys = np.nonzero(live)
+    np.testing.assert_array_equal(np.asarray(forward.data_next[0])[queries, keys], keys)
+    np.testing.assert_array_equal(np.asarray(backward.data_next[0])[queries, keys], queries)
+    fetched = [np.unique(row).size for row in np.asarray(forward.data_next[0])]
+    np.testing.assert_array_equal(fetched, live.sum(axis=1))
+    fetched = [np.unique(column).size for column in np.asarray(backward.data_next[0]).T]
+    np.testing.assert_array_equal(fetched, live.sum(axis=0))
