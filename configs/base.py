@@ -41,28 +41,48 @@ def model() -> ConfigDict:
     c.num_heads = 4  # query heads
     c.num_kv_heads = 2  # key/value heads; divides num_heads (GQA)
     c.head_dim = 64  # channels per head for T; H and W add head_dim / 2 each to q and k
-    c.mlp_size = 768  # SwiGLU inner width
+    c.mlp_size = 768  # inner width of the feed-forward network
+    c.mlp = "swiglu"  # feed-forward network: "swiglu" or "relu2"
+    c.mlp_bias = False  # biases in it
+    c.norm = "rms"  # "rms" (RMSNorm) or "layer" (LayerNorm with bias)
+    c.norm_eps = 1e-6  # epsilon of every norm
+    c.qk_norm = "rms"  # norm of each query and key head: "rms", "layer" or "none"
+    c.attention_bias = ()  # which of "q", "k", "v", "o" have a bias
     c.tie_embeddings = False  # use the token embedding as the output head
-    c.norm_eps = 1e-6  # RMSNorm epsilon
     c.init_std = 0.02  # normal init of matrices and embeddings
     c.dtype = "float32"  # compute dtype: "float32" or "bfloat16"; weights stay float32
     c.remat_policy = "none"  # "none" keeps activations, "full" recomputes each layer in backward
     c.attention = "reference"  # attention implementation
-    c.mask = "image_bidirectional"  # "causal" or "image_bidirectional"
+    c.mask = "image_bidirectional"  # "causal", "image_bidirectional" or "prefix"
+    c.sliding_window = 0  # keys a query sees before itself; 0 = all of its document
 
     c.embed = ConfigDict()
-    c.embed.kind = "conv_gelu_conv"  # patch embedding
+    c.embed.kind = "conv_gelu_conv"  # or "linear_patch", "local_attention" (EVE), "unshuffle_mlp" (InternVL)
     c.embed.patch_size = 16  # pixels per side of the first convolution's patch
     c.embed.merge_size = 2  # patches per side merged into one token
-    c.embed.hidden_size = 128  # channels between the two convolutions
-    c.embed.rope_theta = 10000.0  # base of the 2-D rotation of those channels
+    c.embed.hidden_size = 128  # channels between pixels and residual stream
+    c.embed.rotate = True  # conv_gelu_conv: 2-D rotation of those channels (NEO); EVEv2 has none
+    c.embed.rope_theta = 10000.0  # its base
+    c.embed.bias = False  # linear_patch: a bias
+    c.embed.tile_size = 448  # unshuffle_mlp: pixels per side of the tiles that images are cut into
+    c.embed.slots = 0  # learned vectors for SLOT positions, by number (EVEv2: 0 class, 1 end of a row)
+    c.embed.merge = "replace"  # a patch replaces its token's word embedding, or "add"s to it (SOLO)
     c.embed.pixel_mean = (0.485, 0.456, 0.406)  # RGB, on the 0..1 scale
     c.embed.pixel_std = (0.229, 0.224, 0.225)  # RGB, on the 0..1 scale
 
     c.coords = ConfigDict()
-    c.coords.kind = "thw"  # "1d" (t only) or "thw" (Native-RoPE: extra H/W query-key channels)
+    c.coords.kind = "thw"  # "1d", "v2pe", "mrope", "thw" (Native-RoPE: extra channels) or "thw_split"
     c.coords.rope_theta = 1e6  # rotary base along t
     c.coords.rope_theta_hw = 1e4  # rotary base along h and w
+    c.coords.rotary_fraction = 1.0  # 1d, v2pe: share of a head's channels that rotate, from the first on
+    c.coords.sections = (16, 24, 24)  # mrope: channel pairs that follow t, h and w
+    c.coords.delta = 1.0  # v2pe: how far a visual token moves t
+
+    c.route = ConfigDict()
+    c.route.attention = "shared"  # projections of q, k, v, o: "shared", or per "modality" (EVEv2)
+    c.route.mlp = "shared"  # feed-forward network (EVEv2, Mono-InternVL, BREEN)
+    c.route.norm = "shared"  # the two norms of a layer (EVEv2)
+    c.route.visual_share = 0.0  # training: share of row_tokens kept for visual tokens; 0 = both run on all
     return c
 
 

@@ -10,7 +10,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from neo_jax.model.transformer import Batch, Caches, Transformer
+from neo_jax.model.mask import Batch
+from neo_jax.model.transformer import Caches, Transformer
 
 
 class Prefix(NamedTuple):

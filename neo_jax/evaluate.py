@@ -31,7 +31,8 @@ from neo_jax.decode import Prefix
 from neo_jax.errors import UserError, main_guard
 from neo_jax.generate import generate, prompt_batches
 from neo_jax.heldout import held_out_loss
-from neo_jax.model.transformer import Batch, Transformer
+from neo_jax.model.mask import Batch
+from neo_jax.model.transformer import Transformer
 from neo_jax.params import Params, bind
 from neo_jax.restore import Trained
 

@@ -13,7 +13,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from neo_jax.model.coords import COORDS
 from neo_jax.params import ParamSpec
+
+# Parameters that are looked up and multiply nothing.
+LOOK_UPS = ("token_embed", "patch_embed/slots", "patch_embed/positions")
 
 
 def train_flops(
@@ -23,22 +27,34 @@ def train_flops(
 
     Args:
         model: config.model.
-        metrics: the step's `tokens`, `patches`, `supervised_tokens` and `attended_pairs`.
+        metrics: the step's `tokens`, `visual_tokens`, `patches`, `supervised_tokens` and `attended_pairs`.
     """
-    uses = {"patch_embed": metrics["patches"], "head": metrics["supervised_tokens"]}
+    sizes = {
+        name: float(metrics[name]) for name in ("tokens", "visual_tokens", "patches", "supervised_tokens")
+    }
+
+    def uses(path: str) -> float:
+        """How many vectors the step multiplies with this matrix."""
+        if path == "head":
+            return sizes["supervised_tokens"]
+        if path.startswith("patch_embed/"):
+            # Seen one by one inside a token: by the first convolution, and by EVE's keys and values.
+            by_patch = path.startswith(("patch_embed/patch/", "patch_embed/local/k/", "patch_embed/local/v/"))
+            return sizes["patches"] * (model.embed.merge_size**2 if by_patch else 1)
+        if "/visual/" in path:
+            return sizes["visual_tokens"]
+        return sizes["tokens"] - (sizes["visual_tokens"] if "/text/" in path else 0.0)
+
     total = 0.0
     for path, spec in specs.items():
-        if path == "token_embed" or not spec.decays:
-            continue  # a look-up; vectors
-        times = float(uses.get(path.split("/")[0], metrics["tokens"]))
-        if path == "patch_embed/patch_kernel":
-            times = times * model.embed.merge_size**2
-        total += (4 + 2 * (path in trainable)) * times * math.prod(spec.shape)
+        if path.startswith(LOOK_UPS) or not spec.decays:
+            continue
+        total += (4 + 2 * (path in trainable)) * uses(path) * math.prod(spec.shape)
     if model.tie_embeddings:
-        total += 6 * float(metrics["supervised_tokens"]) * model.hidden_size * model.vocab_size
-    widened = 2 if model.coords.kind == "thw" else 1
-    channels = model.num_heads * model.head_dim * (widened + 1)  # query-key products, then values
-    return total + 6 * float(metrics["attended_pairs"]) * channels * model.num_layers
+        total += 6 * sizes["supervised_tokens"] * model.hidden_size * model.vocab_size
+    # Query-key products, then values.
+    channels = COORDS[model.coords.kind](model.coords, model.head_dim).qk_size + model.head_dim
+    return total + 6 * float(metrics["attended_pairs"]) * model.num_heads * channels * model.num_layers
 
 
 def measured_peak(dtype: str, size: int = 1024, repeats: int = 8) -> float:

@@ -20,7 +20,8 @@ from data_pipelines import pack, text
 from data_pipelines.schema import Document
 from neo_jax import decode, restore, workdir as workdir_lib
 from neo_jax.errors import UserError, main_guard
-from neo_jax.model.transformer import Batch, Transformer
+from neo_jax.model.mask import Batch
+from neo_jax.model.transformer import Transformer
 from neo_jax.params import Params, bind
 from neo_jax.restore import Trained
 

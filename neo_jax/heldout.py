@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines.loader import eval_batches
 from neo_jax import mesh as mesh_lib
-from neo_jax.model.transformer import Batch, Transformer
+from neo_jax.model.mask import Batch
+from neo_jax.model.transformer import Transformer
 from neo_jax.params import Params, bind
 from neo_jax.step import Metrics, loss_sums
 

@@ -24,6 +24,8 @@ RULES: dict[str, str | None] = {
     "layers": None,
     "pixels": None,
     "vision": None,
+    "positions": None,
+    "slots": None,
 }
 BATCH = PartitionSpec(("data", "fsdp"), "context")  # rows, then positions or patches
 

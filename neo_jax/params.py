@@ -1,8 +1,8 @@
 """The abstract parameter tree: every parameter's shape, logical axes and initialiser, declared once.
 
 Modules declare parameters with `parameter(...)`; `abstract(model)` reads them back as a flat mapping
-`path -> ParamSpec` with paths such as "layers/attention/q". Initial values, counts, weight decay, trainable
-subsets, shardings and conversion tables are all derived from that mapping, never listed twice.
+`path -> ParamSpec` with paths such as "layers/attention/qkv/q/weight". Initial values, counts, weight decay,
+trainable subsets, shardings and conversion tables are all derived from that mapping, never listed twice.
 """
 
 import dataclasses
@@ -28,15 +28,11 @@ class ParamSpec:
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     init: Initializer
+    decays: bool  # weight decay applies: to matrices and embeddings, not to biases and norms
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):
             raise ValueError(f"shape {self.shape} and axes {self.axes} differ in length")
-
-    @property
-    def decays(self) -> bool:
-        """Weight decay applies to matrices and embeddings, not to biases and norms, stacked or not."""
-        return sum(axis != "layers" for axis in self.axes) >= 2
 
 
 def normal(std: float) -> Initializer:
@@ -51,9 +47,21 @@ def ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.ones(shape, jnp.float32)
 
 
+def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.zeros(shape, jnp.float32)
+
+
 def parameter(shape: Iterable[int], axes: Iterable[str], init: Initializer) -> nnx.Param:
-    """Declares a float32 parameter inside a module; its value is filled in by `bind`."""
-    return nnx.Param(ParamSpec(tuple(shape), tuple(axes), init))
+    """Declares a float32 matrix or embedding inside a module; its value is filled in by `bind`."""
+    return nnx.Param(ParamSpec(tuple(shape), tuple(axes), init, decays=True))
+
+
+def vector(shape: Iterable[int], axes: Iterable[str], init: Initializer) -> nnx.Param:
+    """Declares a float32 bias or norm weight; as `parameter`, but weight decay leaves it alone.
+
+    A bias may have several dimensions, such as (heads, head_dim).
+    """
+    return nnx.Param(ParamSpec(tuple(shape), tuple(axes), init, decays=False))
 
 
 def stack(module: nnx.Module, num: int) -> nnx.Module:
@@ -63,7 +71,7 @@ def stack(module: nnx.Module, num: int) -> nnx.Module:
         def init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
             return jax.vmap(lambda k: spec.init(k, shape[1:]))(jax.random.split(key, shape[0]))
 
-        return ParamSpec((num, *spec.shape), ("layers", *spec.axes), init)
+        return dataclasses.replace(spec, shape=(num, *spec.shape), axes=("layers", *spec.axes), init=init)
 
     graph, state = nnx.split(module)
     return nnx.merge(graph, jax.tree.map(stacked, nnx.to_pure_dict(state), is_leaf=_is_spec))

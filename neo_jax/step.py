@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from neo_jax import optim
-from neo_jax.model.transformer import Batch, Transformer
+from neo_jax.model.mask import Batch
+from neo_jax.model.route import is_visual, misrouted
+from neo_jax.model.transformer import Transformer
 from neo_jax.objectives.ntp import cross_entropy
 from neo_jax.params import Params, ParamSpec, bind
 from neo_jax.stages import Stage
@@ -109,7 +111,7 @@ def loss_sums(model: Transformer, batch: Batch, num_sources: int) -> Metrics:
     """
     loss, ce = cross_entropy(model(batch), model.head_DV(), batch["targets"], batch["loss_weights"])
     weights, kinds = batch["loss_weights"], batch["kinds"]
-    intervals = model.mask(batch["segment_ids"], batch["image_ids"])
+    intervals = model.intervals(batch)
     pairs = jnp.where(kinds > 0, intervals.end - intervals.start, 0)
 
     def by_source(x: jax.Array) -> jax.Array:
@@ -121,6 +123,8 @@ def loss_sums(model: Transformer, batch: Batch, num_sources: int) -> Metrics:
         "source_loss": by_source(ce * weights),
         "source_weight": by_source(weights),
         "tokens": (kinds > 0).sum(),
+        "visual_tokens": is_visual(kinds).sum(),
+        "misrouted_tokens": misrouted(batch, model.visual_share if model.routes else 0.0),
         "patches": (batch["patch_index"] >= 0).sum(),
         "supervised_tokens": (weights > 0).sum(),
         "documents": batch["segment_ids"].max(axis=1).sum(),

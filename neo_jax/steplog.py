@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from neo_jax import flops
+from neo_jax.errors import UserError
 from neo_jax.metrics import MetricsWriter, Progress
 from neo_jax.params import ParamSpec
 from neo_jax.stages import Stage
@@ -66,6 +67,12 @@ class StepLog:
         (step, metrics), self._pending = self._pending, None
         values = jax.device_get(metrics)
         self.nonfinite_steps = int(values["nonfinite_steps"])
+        if values["misrouted_tokens"]:
+            raise UserError(
+                f"step {step}: {values['misrouted_tokens']} tokens exceed their side of the cut at "
+                f"model.route.visual_share={self.config.model.route.visual_share}; the packer must keep "
+                "both budgets (neo_jax/model/route.py)"
+            )
         self._tokens += float(values["tokens"])
         self._images += float(values["images"])
         self._flops += flops.train_flops(self.config.model, self.specs, self.trainable, values)

@@ -19,9 +19,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.remat_policy": ("none", "full"),
     "model.attention": ("reference",),
-    "model.mask": ("causal", "image_bidirectional"),
-    "model.embed.kind": ("conv_gelu_conv",),
-    "model.coords.kind": ("1d", "thw"),
+    "model.mask": ("causal", "image_bidirectional", "prefix"),
+    "model.mlp": ("swiglu", "relu2"),
+    "model.norm": ("rms", "layer"),
+    "model.qk_norm": ("none", "rms", "layer"),
+    "model.embed.kind": ("conv_gelu_conv", "linear_patch", "local_attention", "unshuffle_mlp"),
+    "model.embed.merge": ("replace", "add"),
+    "model.coords.kind": ("1d", "v2pe", "mrope", "thw", "thw_split"),
+    "model.route.attention": ("shared", "modality"),
+    "model.route.mlp": ("shared", "modality"),
+    "model.route.norm": ("shared", "modality"),
     "data.template": ("plain",),
     "stage.*.loss_reduction": ("token", "sample", "square"),
     "stage.*.schedule": ("cosine",),
@@ -36,7 +43,13 @@ _DECAY: _Range = ("at least 0 and below 1", lambda value: 0 <= value < 1)
 _RANGES: dict[str, _Range] = {
     "seed": ("between 0 and 2**31 - 1", lambda value: 0 <= value < 2**31),
     "model.pre_buffer": _NOT_NEGATIVE,
+    "model.sliding_window": _NOT_NEGATIVE,
     "model.embed.pixel_mean": _NOT_NEGATIVE,
+    "model.embed.slots": _NOT_NEGATIVE,
+    "model.coords.sections": _NOT_NEGATIVE,
+    "model.coords.rotary_fraction": _FRACTION,
+    "model.coords.delta": _FRACTION,
+    "model.route.visual_share": _DECAY,
     "data.prefetch": _NOT_NEGATIVE,
     "train.eval_every": _NOT_NEGATIVE,
     "eval.num_generate": _NOT_NEGATIVE,
@@ -50,7 +63,7 @@ _RANGES: dict[str, _Range] = {
     "stage.*.weight_decay": _NOT_NEGATIVE,
 }
 
-_MAY_BE_EMPTY = {"data.recipe", "eval.splits"}
+_MAY_BE_EMPTY = {"data.recipe", "eval.splits", "model.attention_bias"}
 _MIN_CAPTION_TOKENS = 16  # a row that cannot hold one image and this much text is a mistake
 
 
@@ -84,25 +97,58 @@ def _check_model(model: FrozenConfigDict, data: FrozenConfigDict) -> None:
         f"model.num_kv_heads: {model.num_kv_heads} does not divide model.num_heads = {model.num_heads}",
     )
     _check(
-        model.head_dim % 4 == 0,
-        f"model.head_dim: {model.head_dim} is not divisible by 4 (h and w rotate half as many, in pairs)",
-    )
-    _check(
         model.pre_buffer <= model.num_layers,
         f"model.pre_buffer: {model.pre_buffer} layers are more than model.num_layers = {model.num_layers}",
     )
-    _check(
-        model.embed.hidden_size % 4 == 0,
-        f"model.embed.hidden_size: {model.embed.hidden_size} is not divisible by 4 "
-        "(rows and columns each rotate half of the channels in pairs)",
-    )
-    for name in ("pixel_mean", "pixel_std"):
-        value = model.embed[name]
-        _check(len(value) == 3, f"model.embed.{name}: expected 3 values (RGB), got {value}")
+    for projection in model.attention_bias:
+        _check(projection in "qkvo", f"model.attention_bias: {projection!r} is none of q, k, v, o")
+    _check_coords(model)
+    _check_embed(model.embed)
     _check(
         model.vocab_size >= data.vocab_size,
         f"model.vocab_size: {model.vocab_size} is less than data.vocab_size = {data.vocab_size}",
     )
+
+
+def _check_coords(model: FrozenConfigDict) -> None:
+    coords = model.coords
+    # thw rotates head_dim / 2 channels by h and by w, thw_split head_dim / 4, both in pairs.
+    multiple = {"thw": 4, "thw_split": 8}.get(coords.kind, 2)
+    _check(
+        model.head_dim % multiple == 0,
+        f"model.head_dim: {model.head_dim} is not divisible by {multiple}, for coords.kind {coords.kind!r}",
+    )
+    rotated = model.head_dim * coords.rotary_fraction
+    _check(
+        rotated == round(rotated) and round(rotated) % 2 == 0 and rotated > 0,
+        f"model.coords.rotary_fraction: {coords.rotary_fraction} of head_dim = {model.head_dim} channels is "
+        "not an even number",
+    )
+    _check(
+        coords.kind != "mrope" or (len(coords.sections) == 3 and 2 * sum(coords.sections) == model.head_dim),
+        f"model.coords.sections: {coords.sections} are not three numbers whose sum is model.head_dim / 2 = "
+        f"{model.head_dim // 2}",
+    )
+
+
+def _check_embed(embed: FrozenConfigDict) -> None:
+    multiple = {"conv_gelu_conv": 4 if embed.rotate else 1, "local_attention": 8}.get(embed.kind, 1)
+    _check(
+        embed.hidden_size % multiple == 0,
+        f"model.embed.hidden_size: {embed.hidden_size} is not divisible by {multiple}, as embed.kind "
+        f"{embed.kind!r} needs",
+    )
+    side = embed.patch_size * embed.merge_size
+    _check(
+        embed.kind != "unshuffle_mlp" or embed.tile_size % side == 0,
+        f"model.embed.tile_size: {embed.tile_size} is not divisible by patch_size * merge_size = {side}",
+    )
+    _check(
+        not embed.slots or embed.kind in ("conv_gelu_conv", "linear_patch"),
+        f"model.embed.slots: embed.kind {embed.kind!r} has no learned slots to set; leave 0",
+    )
+    for name in ("pixel_mean", "pixel_std"):
+        _check(len(embed[name]) == 3, f"model.embed.{name}: expected 3 values (RGB), got {embed[name]}")
 
 
 def _check_mesh(mesh: FrozenConfigDict) -> None:

@@ -54,30 +54,30 @@ def table(model: ConfigDict) -> Iterator[Row]:
     )
     C, p, m = model.embed.hidden_size, model.embed.patch_size, model.embed.merge_size
     vision = "vision_model.embeddings."
-    yield Row("patch_embed/patch_kernel", None, vision + "patch_embedding.weight", (C, 3, p, p), "conv")
-    yield Row("patch_embed/patch_bias", None, vision + "patch_embedding.bias", (C,), "copy")
-    yield Row("patch_embed/merge_kernel", None, vision + "dense_embedding.weight", (D, C, m, m), "conv")
-    yield Row("patch_embed/merge_bias", None, vision + "dense_embedding.bias", (D,), "copy")
+    yield Row("patch_embed/patch/weight", None, vision + "patch_embedding.weight", (C, 3, p, p), "conv")
+    yield Row("patch_embed/patch/bias", None, vision + "patch_embedding.bias", (C,), "copy")
+    yield Row("patch_embed/merge/weight", None, vision + "dense_embedding.weight", (D, C, m, m), "conv")
+    yield Row("patch_embed/merge/bias", None, vision + "dense_embedding.bias", (D,), "copy")
     llm = "language_model.model."
     yield Row("token_embed", None, llm + "embed_tokens.weight", (model.vocab_size, D), "copy")
     layer_rows = {
         "attention_norm/weight": ("input_layernorm.weight", (D,), "copy"),
-        "attention/q": ("self_attn.q_proj.weight", (N * d, D), "linear"),
-        "attention/q_hw": ("self_attn.q_proj_hw.weight", (N * d, D), "linear"),
-        "attention/k": ("self_attn.k_proj.weight", (K * d, D), "linear"),
-        "attention/k_hw": ("self_attn.k_proj_hw.weight", (K * d, D), "linear"),
-        "attention/v": ("self_attn.v_proj.weight", (K * d, D), "linear"),
-        "attention/o": ("self_attn.o_proj.weight", (D, N * d), "linear"),
-        "attention/q_norm/weight": ("self_attn.q_norm.weight", (d,), "copy"),
-        "attention/q_norm_h/weight": ("self_attn.q_norm_h.weight", (d // 2,), "copy"),
-        "attention/q_norm_w/weight": ("self_attn.q_norm_w.weight", (d // 2,), "copy"),
-        "attention/k_norm/weight": ("self_attn.k_norm.weight", (d,), "copy"),
-        "attention/k_norm_h/weight": ("self_attn.k_norm_h.weight", (d // 2,), "copy"),
-        "attention/k_norm_w/weight": ("self_attn.k_norm_w.weight", (d // 2,), "copy"),
+        "attention/qkv/q/weight": ("self_attn.q_proj.weight", (N * d, D), "linear"),
+        "attention/qkv/q_hw/weight": ("self_attn.q_proj_hw.weight", (N * d, D), "linear"),
+        "attention/qkv/k/weight": ("self_attn.k_proj.weight", (K * d, D), "linear"),
+        "attention/qkv/k_hw/weight": ("self_attn.k_proj_hw.weight", (K * d, D), "linear"),
+        "attention/qkv/v/weight": ("self_attn.v_proj.weight", (K * d, D), "linear"),
+        "attention/o/weight": ("self_attn.o_proj.weight", (D, N * d), "linear"),
+        "attention/qkv/q_norm/weight": ("self_attn.q_norm.weight", (d,), "copy"),
+        "attention/qkv/q_norm_h/weight": ("self_attn.q_norm_h.weight", (d // 2,), "copy"),
+        "attention/qkv/q_norm_w/weight": ("self_attn.q_norm_w.weight", (d // 2,), "copy"),
+        "attention/qkv/k_norm/weight": ("self_attn.k_norm.weight", (d,), "copy"),
+        "attention/qkv/k_norm_h/weight": ("self_attn.k_norm_h.weight", (d // 2,), "copy"),
+        "attention/qkv/k_norm_w/weight": ("self_attn.k_norm_w.weight", (d // 2,), "copy"),
         "mlp_norm/weight": ("post_attention_layernorm.weight", (D,), "copy"),
-        "mlp/gate": ("mlp.gate_proj.weight", (F, D), "linear"),
-        "mlp/up": ("mlp.up_proj.weight", (F, D), "linear"),
-        "mlp/down": ("mlp.down_proj.weight", (D, F), "linear"),
+        "mlp/gate/weight": ("mlp.gate_proj.weight", (F, D), "linear"),
+        "mlp/up/weight": ("mlp.up_proj.weight", (F, D), "linear"),
+        "mlp/down/weight": ("mlp.down_proj.weight", (D, F), "linear"),
     }
     for index in range(model.num_layers):
         stack, layer = (

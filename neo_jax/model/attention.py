@@ -3,6 +3,7 @@
 Dimensions: B rows, L queries, S keys, D width, N query heads, K key/value heads, G = N / K, d channels.
 """
 
+import itertools
 from typing import NamedTuple
 
 import chex
@@ -11,11 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from neo_jax.model.coords import COORDS, Rotary, rotate
-from neo_jax.model.linear import linear
+from neo_jax.model.coords import COORDS, Rotary, Segments, rotate
+from neo_jax.model.linear import Linear
 from neo_jax.model.mask import Intervals, dense
-from neo_jax.model.norm import RMSNorm
-from neo_jax.params import normal, parameter
+from neo_jax.model.norm import NORMS
+from neo_jax.model.route import Routing, apply, routed
+from neo_jax.params import normal, zeros
 
 
 def reference(
@@ -54,58 +56,95 @@ class Cache(NamedTuple):
         return Cache(self.k.at[rows, slots_BL].set(k_BLKd), self.v.at[rows, slots_BL].set(v_BLKd))
 
 
-class Attention(nnx.Module):
-    """Grouped-query attention with normed queries and keys and the rotary groups of `coords`.
+class QKV(nnx.Module):
+    """Projections to queries, keys and values, and the norms of queries and keys; no rotation.
 
-    With coords "thw", a second projection of the same width gives H and W channels beside the T channels
-    (NEO section 4). Scores are scaled by 1 / sqrt(head_dim), not by the widened query: a model whose H/W
-    keys are zero is then exactly its text-only base.
+    With coords "thw", `q_hw` and `k_hw` of the same width as `q` and `k` give the H and W channels beside the
+    T channels (NEO section 4).
     """
 
     def __init__(self, config: ConfigDict):
-        D, N, K, d = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
-        matrix = normal(config.init_std)
-        self.q = parameter((D, N, d), ("embed", "heads", "head_dim"), matrix)
-        self.k = parameter((D, K, d), ("embed", "kv_heads", "head_dim"), matrix)
-        self.v = parameter((D, K, d), ("embed", "kv_heads", "head_dim"), matrix)
-        self.o = parameter((N, d, D), ("heads", "head_dim", "embed"), matrix)
-        self.q_norm = RMSNorm(d, "head_dim", config.norm_eps)
-        self.k_norm = RMSNorm(d, "head_dim", config.norm_eps)
-        self.groups = COORDS[config.coords.kind](config.coords, d)
-        self.has_hw = len(self.groups) > 1
-        if self.has_hw:
-            self.q_hw = parameter((D, N, d), ("embed", "heads", "head_dim"), matrix)
-            self.k_hw = parameter((D, K, d), ("embed", "kv_heads", "head_dim"), matrix)
-            self.q_norm_h = RMSNorm(d // 2, "head_dim", config.norm_eps)
-            self.q_norm_w = RMSNorm(d // 2, "head_dim", config.norm_eps)
-            self.k_norm_h = RMSNorm(d // 2, "head_dim", config.norm_eps)
-            self.k_norm_w = RMSNorm(d // 2, "head_dim", config.norm_eps)
-        self.scale = d**-0.5
+        d, embed = config.head_dim, {"embed": config.hidden_size}
+        queries = {"heads": config.num_heads, "head_dim": d}
+        keys = {"kv_heads": config.num_kv_heads, "head_dim": d}
+
+        def project(side: str, outputs: dict[str, int]) -> Linear:
+            bias_init = zeros if side in config.attention_bias else None
+            return Linear(embed, outputs, normal(config.init_std), bias_init)
+
+        coords = COORDS[config.coords.kind](config.coords, d)
+        self.q, self.k, self.v = project("q", queries), project("k", keys), project("v", keys)
+        if coords.hw_norms:
+            self.q_hw, self.k_hw = project("q", queries), project("k", keys)
+        # (suffix of the projections, segments of their channels)
+        sources = (("", coords.norms), ("_hw", coords.hw_norms))
+        self.sources = tuple(source for source in sources if source[1])
+        self.has_norms = config.qk_norm != "none"
+        for _, segments in self.sources if self.has_norms else ():
+            for suffix, size in segments:
+                for side in "qk":
+                    norm = NORMS[config.qk_norm](size, "head_dim", config.norm_eps)
+                    setattr(self, f"{side}_norm{suffix}", norm)
+
+    def __call__(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, L, N, d_qk], keys [B, L, K, d_qk] and values [B, L, K, d]."""
+        return self._side("q", x_BLD), self._side("k", x_BLD), self.v(x_BLD)
+
+    def _side(self, side: str, x_BLD: jax.Array) -> jax.Array:
+        channels: list[jax.Array] = []
+        for suffix, segments in self.sources:
+            x = getattr(self, side + suffix)(x_BLD)
+            channels += self._normed(side, x, segments) if self.has_norms else [x]
+        return channels[0] if len(channels) == 1 else jnp.concatenate(channels, axis=-1)
+
+    def _normed(self, side: str, x: jax.Array, segments: Segments) -> list[jax.Array]:
+        ends = list(itertools.accumulate(size for _, size in segments))
+        parts = jnp.split(x, ends[:-1], axis=-1)
+        return [
+            getattr(self, f"{side}_norm{suffix}")(part)
+            for (suffix, _), part in zip(segments, parts, strict=True)
+        ]
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions (coords.py) over intervals (mask.py).
+
+    Scores are scaled by 1 / sqrt(head_dim), not by the widened query of coords "thw": a model whose H/W keys
+    are zero is then exactly its text-only base.
+    """
+
+    def __init__(self, config: ConfigDict):
+        def out() -> Linear:
+            inputs = {"heads": config.num_heads, "head_dim": config.head_dim}
+            bias_init = zeros if "o" in config.attention_bias else None
+            return Linear(inputs, {"embed": config.hidden_size}, normal(config.init_std), bias_init)
+
+        self.qkv = routed(config.route.attention, lambda: QKV(config))
+        self.o = routed(config.route.attention, out)
+        self.parts = COORDS[config.coords.kind](config.coords, config.head_dim).parts
+        self.scale = config.head_dim**-0.5
         self.attend = ATTENTION[config.attention]
 
-    def project(self, x_BLD: jax.Array, table: Rotary) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(
+        self, x_BLD: jax.Array, table: Rotary, routing: Routing | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, L, N, d_qk] and keys [B, L, K, d_qk] after norm and rotation, values [B, L, K, d]."""
-        q, k = self.q_norm(linear(x_BLD, self.q[...])), self.k_norm(linear(x_BLD, self.k[...]))
-        if self.has_hw:
-            q_h, q_w = jnp.split(linear(x_BLD, self.q_hw[...]), 2, axis=-1)
-            k_h, k_w = jnp.split(linear(x_BLD, self.k_hw[...]), 2, axis=-1)
-            q = jnp.concatenate([q, self.q_norm_h(q_h), self.q_norm_w(q_w)], axis=-1)
-            k = jnp.concatenate([k, self.k_norm_h(k_h), self.k_norm_w(k_w)], axis=-1)
-        return rotate(q, table, self.groups), rotate(k, table, self.groups), linear(x_BLD, self.v[...])
+        q, k, v = apply(self.qkv, x_BLD, routing)
+        return rotate(q, table, self.parts), rotate(k, table, self.parts), v
 
     def __call__(
         self,
         x_BLD: jax.Array,
         table: Rotary,
         intervals: Intervals,
+        routing: Routing | None = None,
         cache: Cache | None = None,
         slots_BL: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Attends inside the row, or, given a cache, over the cache after writing this row at `slots_BL`."""
-        q, k, v = self.project(x_BLD, table)
+        q, k, v = self.project(x_BLD, table, routing)
         chex.assert_equal_shape_prefix([q, k, v, intervals.end], 2)
         if cache is not None:
             cache = cache.write(k, v, slots_BL)
             k, v = cache
-        out = self.attend(q, k, v, intervals, self.scale)
-        return linear(out, self.o[...], num_inputs=2), cache
+        return apply(self.o, self.attend(q, k, v, intervals, self.scale), routing), cache

@@ -1,10 +1,12 @@
 """Rotary position embeddings on the token coordinates (t, h, w).
 
-A kind is a tuple of channel groups. Each group rotates `size` of a head's query/key channels by one
-coordinate, with its own base:
+A kind says which channels of a head exist, how they are normed, and which coordinate turns which of them:
 
-    1d    T over head_dim channels
-    thw   T over head_dim, plus H and W over head_dim / 2 extra channels each (NEO Native-RoPE, section 4)
+    1d         t over the first rotary_fraction of the head
+    v2pe       as 1d; its coordinates are fractions inside images (data_pipelines/positions.py)
+    mrope      one table of frequencies over the head, cut into sections that follow t, h and w (Qwen2-VL)
+    thw        t over the head, plus h and w over head_dim / 2 extra channels each (NEO Native-RoPE)
+    thw_split  the head itself cut into t (half), h and w (a quarter each) (SenseNova-U1; spec neo.md 13)
 """
 
 from typing import NamedTuple
@@ -14,28 +16,68 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 
-class Group(NamedTuple):
-    """`size` channels of every query/key head rotated by coordinate `axis` (0 t, 1 h, 2 w)."""
+class Part(NamedTuple):
+    """`size` channels rotated in pairs (i, i + size / 2) by theta^(-2i / size) times a coordinate.
 
-    axis: int
+    `sections` lists (coordinate: 0 t, 1 h, 2 w; number of pairs that follow it), from i = 0 on.
+    """
+
     size: int
     theta: float
+    sections: tuple[tuple[int, int], ...]
 
 
-def one_d(coords: ConfigDict, head_dim: int) -> tuple[Group, ...]:
-    return (Group(0, head_dim, coords.rope_theta),)
+Segments = tuple[tuple[str, int], ...]  # (suffix of the query/key norm, channels it covers), in channel order
 
 
-def thw(coords: ConfigDict, head_dim: int) -> tuple[Group, ...]:
-    half = head_dim // 2
-    return (
-        Group(0, head_dim, coords.rope_theta),
-        Group(1, half, coords.rope_theta_hw),
-        Group(2, half, coords.rope_theta_hw),
+class Coords(NamedTuple):
+    """Channels of a query or key head: what `q` and `k` project to, then what `q_hw` and `k_hw` do."""
+
+    parts: tuple[Part, ...]  # rotated from channel 0 on; channels beyond them stay as they are
+    norms: Segments  # of what `q` and `k` project to
+    hw_norms: Segments  # of what `q_hw` and `k_hw` project to; empty where these do not exist
+
+    @property
+    def qk_size(self) -> int:
+        """Channels of a query/key head."""
+        return sum(size for _, size in self.norms + self.hw_norms)
+
+
+def one_d(config: ConfigDict, d: int) -> Coords:
+    size = round(d * config.rotary_fraction)
+    return Coords((_follow(0, size, config.rope_theta),), (("", d),), ())
+
+
+def mrope(config: ConfigDict, d: int) -> Coords:
+    sections = tuple((axis, pairs) for axis, pairs in enumerate(config.sections) if pairs)
+    return Coords((Part(d, config.rope_theta, sections),), (("", d),), ())
+
+
+def thw(config: ConfigDict, d: int) -> Coords:
+    half = d // 2
+    parts = (
+        _follow(0, d, config.rope_theta),
+        _follow(1, half, config.rope_theta_hw),
+        _follow(2, half, config.rope_theta_hw),
     )
+    return Coords(parts, (("", d),), (("_h", half), ("_w", half)))
 
 
-COORDS = {"1d": one_d, "thw": thw}
+def thw_split(config: ConfigDict, d: int) -> Coords:
+    half, quarter = d // 2, d // 4
+    parts = (
+        _follow(0, half, config.rope_theta),
+        _follow(1, quarter, config.rope_theta_hw),
+        _follow(2, quarter, config.rope_theta_hw),
+    )
+    return Coords(parts, (("", half), ("_hw", half)), ())
+
+
+COORDS = {"1d": one_d, "v2pe": one_d, "mrope": mrope, "thw": thw, "thw_split": thw_split}
+
+
+def _follow(axis: int, size: int, theta: float) -> Part:
+    return Part(size, theta, ((axis, size // 2),))
 
 
 def frequencies(size: int, theta: float) -> jax.Array:
@@ -44,39 +86,43 @@ def frequencies(size: int, theta: float) -> jax.Array:
 
 
 class Rotary(NamedTuple):
-    """cos and sin, [B, L, channels / 2] float32, over the groups side by side."""
+    """cos and sin, [B, L, pairs] float32, over the parts side by side."""
 
     cos: jax.Array
     sin: jax.Array
 
 
-def rotary(groups: tuple[Group, ...], coords_BL3: jax.Array) -> Rotary:
-    """Angles coordinate * theta^(-2i / size), i < size / 2, for every group, concatenated."""
-    angles = jnp.concatenate(
-        [coords_BL3[..., g.axis, None] * frequencies(g.size, g.theta)[None, None] for g in groups], axis=-1
-    )
-    return Rotary(jnp.cos(angles), jnp.sin(angles))
+def rotary(parts: tuple[Part, ...], coords_BL3: jax.Array) -> Rotary:
+    """Angles coordinate * frequency of every pair of every part, concatenated."""
+    angles = []
+    for part in parts:
+        frequency, start = frequencies(part.size, part.theta), 0
+        for axis, pairs in part.sections:
+            angles.append(coords_BL3[..., axis, None] * frequency[None, None, start : start + pairs])
+            start += pairs
+    joined = jnp.concatenate(angles, axis=-1)
+    return Rotary(jnp.cos(joined), jnp.sin(joined))
 
 
-def rotate(x_BLNd: jax.Array, table: Rotary, groups: tuple[Group, ...]) -> jax.Array:
-    """Rotates pairs (i, i + size / 2) inside each group ("half-split" convention).
+def rotate(x_BLNd: jax.Array, table: Rotary, parts: tuple[Part, ...]) -> jax.Array:
+    """Rotates pairs (i, i + size / 2) inside each part ("half-split" convention).
 
     Args:
-        x_BLNd: queries or keys, channels laid out group after group.
+        x_BLNd: queries or keys, channels laid out part after part, then those that do not rotate.
         table: from `rotary`, cast here to the dtype of x (the products are then in that dtype).
     """
     firsts, seconds, start = [], [], 0
-    for group in groups:
-        half = group.size // 2
+    for part in parts:
+        half = part.size // 2
         firsts.append(x_BLNd[..., start : start + half])
-        seconds.append(x_BLNd[..., start + half : start + group.size])
-        start += group.size
+        seconds.append(x_BLNd[..., start + half : start + part.size])
+        start += part.size
     cos, sin = (t[:, :, None, :].astype(x_BLNd.dtype) for t in table)
     first, second = jnp.concatenate(firsts, -1), jnp.concatenate(seconds, -1)
     rotated_first, rotated_second = first * cos - second * sin, second * cos + first * sin
-    out, start = [], 0
-    for group in groups:
-        half = group.size // 2
+    out, rest, start = [], x_BLNd[..., start:], 0
+    for part in parts:
+        half = part.size // 2
         out += [rotated_first[..., start : start + half], rotated_second[..., start : start + half]]
         start += half
-    return jnp.concatenate(out, axis=-1)
+    return jnp.concatenate([*out, rest], axis=-1)

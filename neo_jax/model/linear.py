@@ -3,6 +3,9 @@
 import math
 
 import jax
+from flax import nnx
+
+from neo_jax.params import Initializer, parameter, vector
 
 
 def linear(x: jax.Array, weight: jax.Array, num_inputs: int = 1) -> jax.Array:
@@ -17,6 +20,27 @@ def linear(x: jax.Array, weight: jax.Array, num_inputs: int = 1) -> jax.Array:
     return (x.reshape(-1, math.prod(inputs)) @ matrix).reshape(*leading, *outputs)
 
 
-def on_last(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """A parameter vector [D], shaped to be combined with x [..., D] in the dtype of x."""
-    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + vector.shape)
+def on_last(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """A parameter [D...] in the dtype of x, shaped to be combined with x [..., D...]."""
+    return weight.astype(x.dtype).reshape((1,) * (x.ndim - weight.ndim) + weight.shape)
+
+
+class Linear(nnx.Module):
+    """x @ weight, plus bias where `bias_init` is given: [..., in...] -> [..., out...]."""
+
+    def __init__(
+        self,
+        inputs: dict[str, int],
+        outputs: dict[str, int],
+        init: Initializer,
+        bias_init: Initializer | None = None,
+    ):
+        """`inputs`, `outputs`: logical axis -> size, in order."""
+        self.num_inputs = len(inputs)
+        axes = (*inputs, *outputs)
+        self.weight = parameter((*inputs.values(), *outputs.values()), axes, init)
+        self.bias = None if bias_init is None else vector(outputs.values(), outputs, bias_init)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = linear(x, self.weight[...], self.num_inputs)
+        return x if self.bias is None else x + on_last(self.bias[...], x)

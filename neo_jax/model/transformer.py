@@ -6,8 +6,6 @@ time does not grow with depth; pre-buffer and post layers are the same block in 
 parameters, so that a stage can train one and leave the other without gradients.
 """
 
-from collections.abc import Mapping
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -16,13 +14,13 @@ from ml_collections import ConfigDict
 
 from neo_jax.model.attention import Cache
 from neo_jax.model.block import Block
-from neo_jax.model.coords import Rotary, rotary
+from neo_jax.model.coords import COORDS, Rotary, rotary
 from neo_jax.model.embed import EMBEDS
-from neo_jax.model.mask import MASKS, Intervals
-from neo_jax.model.norm import RMSNorm
+from neo_jax.model.mask import MASKS, Batch, Intervals, slide
+from neo_jax.model.norm import NORMS
+from neo_jax.model.route import Routing, is_visual, routing
 from neo_jax.params import normal, parameter, stack
 
-Batch = Mapping[str, jax.Array]
 Caches = dict[str, Cache]  # one per stack, arrays with a leading layer axis
 
 REMAT_POLICIES = {
@@ -43,14 +41,19 @@ class Transformer(nnx.Module):
         self.depths = tuple(depths[name] for name in self.stacks)
         for name, depth in zip(self.stacks, self.depths, strict=True):
             setattr(self, name, stack(Block(config), depth))
-        self.norm = RMSNorm(D, "embed", config.norm_eps)
+        self.norm = NORMS[config.norm](D, "embed", config.norm_eps)
         self.tied = config.tie_embeddings
         if not self.tied:
             self.head = parameter((D, V), ("embed", "vocab"), normal(config.init_std))
         self.dtype = jnp.dtype(config.dtype)
-        self.mask = MASKS[config.mask]
+        self.mask, self.window = MASKS[config.mask], config.sliding_window
         self.remat = REMAT_POLICIES[config.remat_policy]
-        self.kv_shape = (config.num_kv_heads, config.head_dim)
+        coords = COORDS[config.coords.kind](config.coords, config.head_dim)
+        self.rotary_parts = coords.parts
+        self.cache_shapes = (config.num_kv_heads, coords.qk_size), (config.num_kv_heads, config.head_dim)
+        self.adds_words = config.embed.merge == "add"
+        self.routes = any(config.route[module] != "shared" for module in ("attention", "mlp", "norm"))
+        self.visual_share = config.route.visual_share
 
     def head_DV(self) -> jax.Array:
         """The output matrix [D, V] float32."""
@@ -61,13 +64,17 @@ class Transformer(nnx.Module):
         head = self.head_DV().astype(self.dtype)
         return jnp.einsum("...D,DV->...V", hidden, head, preferred_element_type=jnp.float32)
 
+    def intervals(self, batch: Batch) -> Intervals:
+        """The keys that each position of packed rows attends."""
+        positions = jnp.arange(batch["segment_ids"].shape[1], dtype=jnp.int32)[None]
+        return slide(self.mask(batch), positions, self.window)
+
     def embed(self, batch: Batch) -> jax.Array:
-        """Token embeddings [B, L, D] with image positions replaced by their patch embeddings."""
+        """Token embeddings [B, L, D]; visual positions show their patch or slot, or add it to their word."""
         words = self.embed_tokens(batch["tokens"])
-        patches = self.patch_embed(batch["patches"], batch["patch_hw"])
-        index = batch["patch_index"]
-        shown = jnp.take_along_axis(patches, jnp.maximum(index, 0)[..., None], axis=1)
-        return jnp.where(index[..., None] >= 0, shown, words)
+        visual = self.patch_embed(batch)
+        visual = words + visual if self.adds_words else visual
+        return jnp.where(is_visual(batch["kinds"])[..., None], visual, words)
 
     def embed_tokens(self, tokens_BL: jax.Array) -> jax.Array:
         return self.token_embed[...].astype(self.dtype)[tokens_BL]
@@ -79,21 +86,27 @@ class Transformer(nnx.Module):
     def hidden_states(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Final hidden states [B, L, D] and the residual stream after every layer [layers, B, L, D]."""
         _check(batch)
-        intervals = self.mask(batch["segment_ids"], batch["image_ids"])
-        x, _, after_layers = self._run(self.embed(batch), batch["coords"], intervals)
+        route = routing(batch["kinds"], self.visual_share) if self.routes else None
+        x, _, after_layers = self._run(self.embed(batch), batch["coords"], self.intervals(batch), route)
         return x, after_layers
 
     def prefill(self, batch: Batch, cache_size: int) -> tuple[jax.Array, Caches]:
         """Runs rows holding one document each, from position 0, and keeps their keys and values.
 
+        Prompts keep no budget of visual tokens, so routed layers run without a cut (route.py).
         Returns hidden states [B, L, D] and caches with `cache_size` slots, position i in slot i.
         """
         _check(batch)
         B, L = batch["tokens"].shape
-        intervals = self.mask(batch["segment_ids"], batch["image_ids"])
         slots = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L))
+        route = routing(batch["kinds"], visual_share=0.0) if self.routes else None
         x, caches, _ = self._run(
-            self.embed(batch), batch["coords"], intervals, self._empty(B, cache_size), slots
+            self.embed(batch),
+            batch["coords"],
+            self.intervals(batch),
+            route,
+            self._empty(B, cache_size),
+            slots,
         )
         return x, caches
 
@@ -102,11 +115,11 @@ class Transformer(nnx.Module):
     ) -> tuple[jax.Array, Caches]:
         """Continues cached documents by T text tokens each, at slots [B, T]: hidden states [B, T, D].
 
-        A token sees slots 0 .. its own; slots past it may hold anything.
+        A token sees slots 0 .. its own, or the window before it; slots past it may hold anything.
         """
         chex.assert_equal_shape([tokens_BT, slots_BT])
-        intervals = Intervals(jnp.zeros_like(slots_BT), slots_BT + 1)
-        x, caches, _ = self._run(self.embed_tokens(tokens_BT), coords_BT3, intervals, caches, slots_BT)
+        intervals = slide(Intervals(jnp.zeros_like(slots_BT), slots_BT + 1), slots_BT, self.window)
+        x, caches, _ = self._run(self.embed_tokens(tokens_BT), coords_BT3, intervals, None, caches, slots_BT)
         return x, caches
 
     def _run(
@@ -114,16 +127,18 @@ class Transformer(nnx.Module):
         x: jax.Array,
         coords: jax.Array,
         intervals: Intervals,
+        route: Routing | None,
         caches: Caches | None = None,
         slots: jax.Array | None = None,
     ) -> tuple[jax.Array, Caches, jax.Array]:
-        groups = getattr(self, self.stacks[0]).attention.groups
-        table = rotary(groups, coords)
+        table = rotary(self.rotary_parts, coords)
         new_caches: dict = {}
         taps = []
         for name in self.stacks:
             cache = caches[name] if caches is not None else None
-            x, (new_caches[name], tap) = self._scan(getattr(self, name), x, table, intervals, cache, slots)
+            x, (new_caches[name], tap) = self._scan(
+                getattr(self, name), x, table, intervals, route, cache, slots
+            )
             taps.append(tap)
         return self.norm(x), new_caches, jnp.concatenate(taps)
 
@@ -133,6 +148,7 @@ class Transformer(nnx.Module):
         x: jax.Array,
         table: Rotary,
         intervals: Intervals,
+        route: Routing | None,
         cache: Cache | None,
         slots: jax.Array | None,
     ) -> tuple[jax.Array, tuple[Cache | None, jax.Array]]:
@@ -140,25 +156,22 @@ class Transformer(nnx.Module):
 
         def layer(x: jax.Array, inputs: tuple) -> tuple[jax.Array, tuple]:
             layer_params, layer_cache = inputs
-            x, layer_cache = nnx.merge(graph, layer_params)(x, table, intervals, layer_cache, slots)
+            x, layer_cache = nnx.merge(graph, layer_params)(x, table, intervals, route, layer_cache, slots)
             return x, (layer_cache, x)
 
         return jax.lax.scan(self.remat(layer), x, (params, cache))
 
     def _empty(self, B: int, cache_size: int) -> Caches:
-        K, d = self.kv_shape
-        d_qk = sum(group.size for group in getattr(self, self.stacks[0]).attention.groups)
         return {
             name: Cache(
-                jnp.zeros((depth, B, cache_size, K, d_qk), self.dtype),
-                jnp.zeros((depth, B, cache_size, K, d), self.dtype),
+                *(jnp.zeros((depth, B, cache_size, *shape), self.dtype) for shape in self.cache_shapes)
             )
             for name, depth in zip(self.stacks, self.depths, strict=True)
         }
 
 
 def _check(batch: Batch) -> None:
-    rows = ["tokens", "segment_ids", "image_ids", "patch_index"]
+    rows = ["tokens", "kinds", "segment_ids", "image_ids", "patch_index"]
     chex.assert_equal_shape([batch[name] for name in rows])
     B, L = batch["tokens"].shape
     chex.assert_shape(batch["coords"], (B, L, 3))

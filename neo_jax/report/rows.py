@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 from PIL import Image
@@ -131,7 +132,7 @@ def _document_names(row: Row) -> Iterator[Html]:
 
 def _allowed(row: Row, mask_kind: str) -> np.ndarray:
     """bool [L, L]: query i sees key j, from the same function that the model uses."""
-    intervals = mask.MASKS[mask_kind](row["segment_ids"][None], row["image_ids"][None])
+    intervals = mask.MASKS[mask_kind]({name: jnp.asarray(array)[None] for name, array in row.items()})
     return np.asarray(mask.dense(intervals, len(row["tokens"])))[0]
 
 

@@ -258,13 +258,12 @@ def test_unknown_kind_lists_the_valid_ones(field: str) -> None:
         ),
         (
             ["model.head_dim=62"],
-            "model.head_dim: 62 is not divisible by 4 (h and w rotate half as many, in pairs)",
+            "model.head_dim: 62 is not divisible by 4, for coords.kind 'thw'",
         ),
         (["model.pre_buffer=7"], "model.pre_buffer: 7 layers are more than model.num_layers = 6"),
         (
             ["model.embed.hidden_size=130"],
-            "model.embed.hidden_size: 130 is not divisible by 4 "
-            "(rows and columns each rotate half of the channels in pairs)",
+            "model.embed.hidden_size: 130 is not divisible by 4, as embed.kind 'conv_gelu_conv' needs",
         ),
         (["data.vocab_size=4096"], "model.vocab_size: 2048 is less than data.vocab_size = 4096"),
         (

@@ -12,7 +12,7 @@ from tests.neo_jax import rows
 def test_hand_count():
     config = rows.tiny_model(num_layers=1, pre_buffer=0, num_kv_heads=2)
     specs = params_lib.abstract(Transformer(config))
-    counts = {"tokens": 10, "patches": 4, "supervised_tokens": 3, "attended_pairs": 55}
+    counts = {"tokens": 10, "visual_tokens": 4, "patches": 4, "supervised_tokens": 3, "attended_pairs": 55}
     D, N, K, d, F, V, C = 32, 4, 2, 8, 48, 64, 8
     layer = D * (2 * N * d + 2 * K * d + K * d) + N * d * D + 3 * D * F
     forward = 10 * layer + 3 * D * V + 4 * (4 * 12 * C + 4 * C * D)
@@ -40,6 +40,7 @@ def test_against_xla(monkeypatch):
     counted = jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
     # XLA computes padded positions and masked pairs too; count those in for the comparison.
     sums = {"tokens": B * L, "patches": B * P, "supervised_tokens": B * L, "attended_pairs": B * L * L}
+    sums["visual_tokens"] = 0
     ours = flops.train_flops(config, specs, frozenset(specs), sums)
     assert counted == pytest.approx(
         ours, rel=0.25

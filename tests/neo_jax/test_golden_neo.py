@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import base
+from data_pipelines import schema
 from neo_jax import params as params_lib
 from neo_jax.convert import neo
 from neo_jax.model.coords import rotary
@@ -62,6 +63,7 @@ class Recording:
             places.append(np.indices(grid).reshape(2, -1).T)
         batch = {
             "tokens": tokens,
+            "kinds": np.where(is_patch, schema.PATCH, schema.TEXT),
             "segment_ids": np.searchsorted(bounds, np.arange(length), side="right"),
             "image_ids": np.where(is_patch, image_number, 0),
             "coords": np.stack([case["t_index"], case["h_index"], case["w_index"]], -1).astype(np.float32),
@@ -114,7 +116,10 @@ def test_patch_embedding(recording):
     close(by_patch(pixels, 3 * p * p), hwc, atol=1e-5)
     convolved = embed.convolve(pixels)
     rotated = embed.rotate(convolved, batch["patch_hw"])
-    close(embed.merge(rotated), case["vision.embeds"])
+    merged = embed.merge(rotated.reshape(*rotated.shape[:2], -1))
+    close(merged, case["vision.embeds"])
+    shown = np.asarray(embed(batch))[np.asarray(batch["kinds"]) == schema.PATCH]
+    close(shown, case["vision.embeds"])
     if "vision.conv_gelu" in case:
         close(by_patch(convolved, C), case["vision.conv_gelu"])
         close(by_patch(rotated, C), case["vision.after_rope"])
@@ -122,7 +127,7 @@ def test_patch_embedding(recording):
 
 def test_attention_mask(recording):
     batch = recording.batch
-    intervals = recording.model.mask(batch["segment_ids"], batch["image_ids"])
+    intervals = recording.model.intervals(batch)
     mask = np.asarray(dense(intervals, batch["tokens"].shape[1]))[0]
     np.testing.assert_array_equal(mask, recording.case["attention_mask"].astype(bool))
 
@@ -141,9 +146,9 @@ def test_first_layer_attention(recording):
             if path.startswith(name + "/")
         },
     )
-    attention, table = block.attention, rotary(block.attention.groups, batch["coords"])
+    attention, table = block.attention, rotary(block.attention.parts, batch["coords"])
     q, k, v = attention.project(block.attention_norm(model.embed(batch)), table)
-    intervals = recording.model.mask(batch["segment_ids"], batch["image_ids"])
+    intervals = recording.model.intervals(batch)
     out = attention.attend(q, k, v, intervals, attention.scale)
     for actual, expected in [(q, "layer0.q"), (k, "layer0.k"), (v, "layer0.v"), (out, "layer0.attn_out")]:
         close(np.asarray(actual)[0].swapaxes(0, 1), case[expected])

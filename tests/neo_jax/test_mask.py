@@ -6,37 +6,52 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neo_jax.model.mask import MASKS, dense
+from neo_jax.model.mask import MASKS, dense, slide
 
 
 @st.composite
 def rows(draw):
-    """(segment_ids, image_ids) of one row: documents of runs of text and images, then padding."""
-    segments, images, image = [], [], 0
+    """One row of a batch: documents of runs of text and images, some text supervised, then padding."""
+    segments, images, weights, image = [], [], [], 0
     for segment in range(1, draw(st.integers(1, 4)) + 1):
         for is_image in draw(st.lists(st.booleans(), min_size=1, max_size=4)):
             length = draw(st.integers(1, 4))
             image += is_image
             segments += [segment] * length
             images += [image if is_image else 0] * length
-    padding = draw(st.integers(0, 3))
-    return np.array([segments + [0] * padding], np.int32), np.array([images + [0] * padding], np.int32)
+            weights += [0.5 * draw(st.booleans()) for _ in range(length)]
+    padding = [0] * draw(st.integers(0, 3))
+    ids = (jnp.asarray([x + padding], jnp.int32) for x in (segments, images))
+    return dict(zip(("segment_ids", "image_ids"), ids, strict=True)) | {
+        "loss_weights": jnp.asarray([weights + padding], jnp.float32)
+    }
 
 
-def brute_force(kind, segments, images):
+def brute_force(kind, segments, images, weights):
     allowed = np.zeros((len(segments), len(segments)), bool)
+
+    def in_prefix(i):
+        return segments[i] > 0 and not any(segments[k] == segments[i] and weights[k] > 0 for k in range(i))
+
     for i in range(len(segments)):
         for j in range(len(segments)):
-            same_image = kind == "image_bidirectional" and images[i] > 0 and images[i] == images[j]
-            allowed[i, j] = segments[i] == segments[j] and (j <= i or same_image)
+            ahead = {
+                "causal": False,
+                "image_bidirectional": images[i] > 0 and images[i] == images[j],
+                "prefix": in_prefix(i) and in_prefix(j),
+            }[kind]
+            allowed[i, j] = segments[i] == segments[j] and (j <= i or ahead)
     return allowed
 
 
 @pytest.mark.parametrize("kind", sorted(MASKS))
-@hypothesis.given(row=rows())
+@hypothesis.given(row=rows(), window=st.integers(0, 5))
 @hypothesis.settings(max_examples=60, deadline=None)
-def test_intervals_equal_definition(kind, row):
-    segment_ids, image_ids = row
-    intervals = MASKS[kind](jnp.asarray(segment_ids), jnp.asarray(image_ids))
-    expected = brute_force(kind, segment_ids[0], image_ids[0])
-    np.testing.assert_array_equal(dense(intervals, segment_ids.shape[1])[0], expected)
+def test_intervals_equal_definition(kind, row, window):
+    expected = brute_force(kind, *(np.asarray(row[name][0]) for name in row))
+    length = expected.shape[0]
+    intervals = slide(MASKS[kind](row), jnp.arange(length, dtype=jnp.int32)[None], window)
+    index = np.arange(length)
+    if window:
+        expected &= index[None] >= index[:, None] - window
+    np.testing.assert_array_equal(dense(intervals, length)[0], expected)

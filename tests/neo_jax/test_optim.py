@@ -56,8 +56,8 @@ def test_decay_groups_equal_neo_but_for_the_norms_it_missed(rules, golden_dir):
 def test_adamw_by_hand():
     config = stage(b1=0.9, b2=0.95, adam_eps=1e-8, weight_decay=0.1, clip_norm=1.0)
     specs = {
-        "matrix": params_lib.ParamSpec((2, 2), ("embed", "mlp"), params_lib.ones),
-        "bias": params_lib.ParamSpec((2,), ("mlp",), params_lib.ones),
+        "matrix": params_lib.ParamSpec((2, 2), ("embed", "mlp"), params_lib.ones, decays=True),
+        "bias": params_lib.ParamSpec((2,), ("mlp",), params_lib.ones, decays=False),
     }
     optimizer = optim.adamw(config, specs, specs)
     params = {"matrix": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "bias": jnp.array([1.0, 2.0])}

@@ -44,7 +44,7 @@ def test_initial_values_depend_on_seed_and_path_only():
         else:
             assert not np.array_equal(values[path], other[path])
     np.testing.assert_array_equal(values["head"], without_pre_buffer["head"])
-    layers = values["layers/mlp/gate"]
+    layers = values["layers/mlp/gate/weight"]
     assert not np.array_equal(layers[0], layers[1])
     assert 0.08 < float(layers.std()) < 0.12  # normal with init_std 0.1
 
@@ -54,7 +54,7 @@ def test_patch_embedding_starts_as_pytorch_convolutions_do():
     specs = params_lib.abstract(Transformer(c))
     values = jax.jit(lambda key: params_lib.init(specs, key))(jax.random.key(0))
     bound = (3 * c.embed.patch_size**2) ** -0.5
-    kernel = values["patch_embed/patch_kernel"]
+    kernel = values["patch_embed/patch/weight"]
     assert float(abs(kernel).max()) <= bound and float(kernel.std()) == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
@@ -63,9 +63,13 @@ def test_select_and_decay():
     chosen = params_lib.select(specs, [r".*/q_norm_[hw]/weight", "head"])
     assert chosen == {
         "head",
-        *(f"{stack}/attention/q_norm_{axis}/weight" for stack in ("pre_buffer", "layers") for axis in "hw"),
+        *(
+            f"{stack}/attention/qkv/q_norm_{axis}/weight"
+            for stack in ("pre_buffer", "layers")
+            for axis in "hw"
+        ),
     }
-    with pytest.raises(UserError, match=r"'layer/.\*' matches no parameter of .*layers/attention/k"):
+    with pytest.raises(UserError, match=r"'layer/.\*' matches no parameter of .*layers/attention/qkv/k"):
         params_lib.select(specs, ["head", "layer/.*"])
     assert {path for path, spec in specs.items() if not spec.decays} == {
         path for path in specs if "norm" in path or path.endswith("bias")

@@ -105,7 +105,7 @@ def test_sharded_equals_unsharded(axes):
             np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     assert_close(state.params, expected.params)
     if "fsdp" in axes:
-        weight = state.params["layers/mlp/gate"]
+        weight = state.params["layers/mlp/gate/weight"]
         assert weight.addressable_shards[0].data.size < weight.size
 
 

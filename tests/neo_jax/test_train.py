@@ -125,7 +125,7 @@ def test_workdir_says_what_it_is(smoke_workdir):
     assert 0 <= last["padding_share"] < 0.5 and last["perf"]["mfu"] > 0
     newest = max((smoke_workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
     listed = list_arrays(newest)
-    assert "params/patch_embed/patch_kernel (192, 32) float32" in listed
+    assert "params/patch_embed/patch/weight (192, 32) float32" in listed
     events = list((smoke_workdir / "tensorboard").iterdir())
     assert events and all(path.stat().st_size > 0 for path in events)
 
@@ -228,4 +228,4 @@ def test_full_disk_keeps_the_checkpoints_before_it(command, tmp_path):
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "saving checkpoint" in errors[0], result.stderr
     assert "Traceback" not in result.stderr
-    assert "params/patch_embed/patch_kernel (192, 32) float32" in result.stdout
+    assert "params/patch_embed/patch/weight (192, 32) float32" in result.stdout
