@@ -1,0 +1,78 @@
+"""Parquet: rows with image bytes and a caption (LAION, DataComp) or Hugging Face's {"bytes", "path"} structs.
+
+A row cannot be read alone: a row group is read as a whole and the last few are kept; `blocks` tells the
+shuffle.
+"""
+
+import collections
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines import files, forms
+from data_pipelines.errors import DataError, Reject
+from data_pipelines.shuffle import BLOCKS_AT_ONCE
+from data_pipelines.sources.base import Source, names
+
+
+class ParquetSource(Source):
+    """A record is one row as a dict. The index is the files' own: rows per row group."""
+
+    def _open(self) -> tuple[list[str], list[int]]:
+        self._files = [files.File(url) for url in files.expand(self.options.path, (".parquet",))]
+        self._cache: collections.OrderedDict[tuple[int, int], pa.Table] = collections.OrderedDict()
+        self._groups = [self._group_bounds(file) for file in self._files]
+        firsts = np.cumsum([0, *(groups[-1] for groups in self._groups)])
+        parts = [groups[:-1] + first for groups, first in zip(self._groups, firsts, strict=False)]
+        self.blocks = np.append(np.concatenate(parts), firsts[-1]).astype(np.int64)
+        return names([file.url for file in self._files]), [int(groups[-1]) for groups in self._groups]
+
+    def _group_bounds(self, file: files.File) -> np.ndarray:
+        """First row of every row group with rows, then the number of rows."""
+        try:
+            with file.open() as stream:
+                metadata = pq.ParquetFile(stream).metadata
+                counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{file.url}: damaged, or not Parquet: {error}") from error
+        return np.append(0, np.cumsum(counts)).astype(np.int64)
+
+    def _read(self, shard: int, record: int) -> dict[str, Any]:
+        groups = self._groups[shard]
+        group = int(np.searchsorted(groups, record, side="right")) - 1
+        table = self._table(shard, group)
+        return table.slice(record - int(groups[group]), 1).to_pylist()[0]
+
+    def _table(self, shard: int, group: int) -> pa.Table:
+        file, key = self._files[shard], (shard, group)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        file.check()
+        try:
+            with file.open() as stream:
+                table = pq.ParquetFile(stream).read_row_group(group)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{file.url}: row group {group} cannot be read: {error}") from error
+        self._cache[key] = table
+        if len(self._cache) > BLOCKS_AT_ONCE:
+            self._cache.popitem(last=False)
+        return table
+
+    def fields(self, raw: dict[str, Any]) -> forms.Fields:
+        if isinstance(raw.get("json"), str | bytes):  # img2dataset's metadata column
+            return raw | {"json": forms.parse_json(raw["json"])}
+        return raw
+
+    def fetch(self, path: str) -> bytes:
+        if not self.options.image_root:
+            raise Reject("missing_image", f"{path}: the row has no image bytes, only a path")
+        try:
+            return files.File(f"{self.options.image_root}/{path}").read()
+        except DataError as error:
+            raise Reject("missing_image", str(error)) from error
+
+    def _identity(self) -> list[int]:
+        return [file.size for file in self._files]

@@ -1,0 +1,82 @@
+"""Tar shards as img2dataset and webdataset write them: 000.jpg 000.txt 000.json, 001.jpg ...
+
+Members whose names agree up to the first dot of the last part are one record; what follows the dot names the
+field ("seg.png" of 000.seg.png). Members of a record follow one another.
+"""
+
+import io
+import re
+import tarfile
+from typing import Any
+
+from data_pipelines import files, forms
+from data_pipelines.errors import DataError, Reject
+from data_pipelines.sources.base import Source, names
+
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key, field
+
+
+class WebDatasetSource(Source):
+    """A record is the bytes of its members in the tar; the index holds where each record starts."""
+
+    def _open(self) -> tuple[list[str], list[int]]:
+        self._files = [files.File(url) for url in files.expand(self.options.path, (".tar",))]
+        self._offsets = [
+            files.read_index(file, "webdataset", self.options.index_path, _offsets) for file in self._files
+        ]
+        return names([file.url for file in self._files]), [len(offsets) - 1 for offsets in self._offsets]
+
+    def _read(self, shard: int, record: int) -> bytes:
+        start, end = self._offsets[shard][record : record + 2].tolist()
+        return self._files[shard].read(start, end)
+
+    def fields(self, raw: bytes) -> forms.Fields:
+        """Members by name: `json` parsed, the others as bytes."""
+        fields: dict[str, Any] = {}
+        try:
+            with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
+                for member in tar:
+                    match = _NAME.fullmatch(member.name)
+                    content = tar.extractfile(member)
+                    if match is not None and content is not None:
+                        fields[match[2].lower()] = content.read()
+        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+            raise Reject("bad_record", f"damaged tar members: {error}") from error
+        if "json" in fields:
+            fields["json"] = forms.parse_json(fields["json"])
+        return fields
+
+    def fetch(self, path: str) -> bytes:
+        raise Reject("missing_image", f"{path} is not in the tar")
+
+    def _identity(self) -> list[int]:
+        return [file.size for file in self._files]
+
+
+def _offsets(file: files.File) -> list[int]:
+    """Where each record starts, and where the last one ends. Raises DataError if the tar is damaged."""
+    offsets: list[int] = []
+    key, end = None, 0
+    try:
+        with file.open() as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                match = _NAME.fullmatch(member.name) if member.isfile() else None
+                # A long name lies in a member of its own before: the record starts where that one does.
+                if match is not None and match[1] != key:
+                    offsets.append(end)
+                    key = match[1]
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all members it has seen
+                if end > file.size:
+                    raise DataError(
+                        f"{file.url}: damaged or cut off: {member.name} ends at byte {end} of {file.size}"
+                    )
+    except DataError:
+        raise
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise DataError(f"{file.url}: not a tar: {error}") from error
+    if file.read(end, min(end + tarfile.BLOCKSIZE, file.size)).strip(b"\0"):  # tarfile takes this for the end
+        raise DataError(f"{file.url}: damaged at byte {end}: no tar member starts there")
+    if not offsets:
+        raise DataError(f"{file.url}: a tar without records (members named KEY.FIELD)")
+    return [*offsets, end]
