@@ -65,7 +65,7 @@ def main() -> None:
     k = jax.random.normal(keys[5], (B, L, K, D_QK))
     v = jax.random.normal(keys[6], (B, L, K, D_V))
     segment_ids = jnp.broadcast_to(jnp.arange(L) // 48, (B, L))
-    intervals = causal(segment_ids, segment_ids)
+    intervals = causal({"segment_ids": segment_ids})
 
     def attend(fn: Callable) -> Callable:
         return lambda q, k, v: fn(q, k, v, intervals, D_V**-0.5)

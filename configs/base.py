@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     """Returns a fresh config holding every field except the stages, which each experiment names."""
     c = ConfigDict()
     c.name = "base"  # run name, used in logs and the report
+    c.family = "neo"  # whose Hugging Face layout an export has (neo_jax/convert)
     c.seed = 0  # every random stream is folded from (seed, step, purpose)
     c.model = model()
     c.data = data()

@@ -16,6 +16,10 @@ from neo_jax.errors import UserError
 
 # Fields that name a kind, and the kinds there are. "*" stands for any stage.
 CHOICES: dict[str, tuple[str, ...]] = {
+    "family": (
+        *("neo", "solo", "eve", "evev2", "fuyu", "mono_internvl", "hovle", "breen"),
+        *("qwen3", "qwen2", "mistral", "llama", "internlm2"),
+    ),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat_policy": ("none", "full"),
     "model.attention": ("reference",),
