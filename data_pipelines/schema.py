@@ -1,16 +1,12 @@
-"""The contract between data and model: Example in a record, Document in memory, the shapes of a batch.
+"""The contract between data and model: Example, Document in memory, the shapes of a batch.
 
 Letters: B rows, L tokens of a row, P patches of a row, n tokens and p patches of one document.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
-import msgpack
 import numpy as np
-
-from data_pipelines.errors import Reject
 
 # Values of the field `kinds`.
 PAD, TEXT, PATCH, CODE, SLOT, SEPARATOR = range(6)
@@ -57,36 +53,6 @@ class Example:
     @property
     def texts(self) -> tuple[Text, ...]:
         return tuple(span for span in self.spans if isinstance(span, Text))
-
-    def to_bytes(self) -> bytes:
-        """Serialises to msgpack; equal examples give equal bytes."""
-        return msgpack.packb([self.id, self.source, [_span_fields(span) for span in self.spans]])
-
-    @classmethod
-    def from_bytes(cls, record: bytes) -> "Example":
-        """Reads a record back. Raises Reject("bad_record") if it is no Example."""
-        try:
-            id_, source, spans = msgpack.unpackb(record)
-            if not (isinstance(id_, str) and isinstance(source, str) and isinstance(spans, list)):
-                raise TypeError("id, source or spans has another type")
-            return cls(id_, source, tuple(map(_span_from_fields, spans)))
-        except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
-            raise Reject("bad_record", f"{len(record)} bytes that are not an Example: {error}") from error
-
-
-def _span_fields(span: Span) -> list[Any]:
-    if isinstance(span, Text):
-        return ["text", span.text, span.role, bool(span.supervised)]
-    return ["image", bytes(span.data), None if span.timestamp is None else span.timestamp + 0.0]  # no -0.0
-
-
-def _span_from_fields(fields: list[Any]) -> Span:
-    match fields:
-        case ["text", str(text), str(role), bool(supervised)] if role in ROLES:
-            return Text(text, role, supervised)
-        case ["image", bytes(data), None | float() as timestamp]:
-            return Image(data, timestamp)
-    raise ValueError(f"a span is neither text nor image: {str(fields)[:80]}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,14 +5,14 @@ from typing import Any
 
 import grain
 
-from data_pipelines import files
+from data_pipelines import files, records
 from data_pipelines.errors import DataError, Reject
 from data_pipelines.schema import Example
 from data_pipelines.sources.base import Source, names
 
 
 class ArrayRecordSource(Source):
-    """Shards of `Example.to_bytes()`; they keep the ids and source names they were built with.
+    """Shards of `records.to_bytes`; they keep the ids and source names they were built with.
 
     ArrayRecord's own reader opens local paths, and gs:// where it was built with that.
     """
@@ -44,7 +44,7 @@ class ArrayRecordSource(Source):
             ) from error
 
     def to_example(self, raw: bytes, id_: str) -> Example:
-        example = Example.from_bytes(raw)
+        example = records.from_bytes(raw)
         if not example.spans:
             raise Reject("empty", "neither text nor image")
         return example

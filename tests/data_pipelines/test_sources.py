@@ -17,7 +17,7 @@ import webdataset
 from array_record.python import array_record_module
 from PIL import Image as PillowImage
 
-from data_pipelines import files
+from data_pipelines import files, records as records_lib
 from data_pipelines.errors import DataError, Reject
 from data_pipelines.schema import Example, Image, Text
 from data_pipelines.sources import Options, Source, open_source
@@ -183,7 +183,7 @@ def test_damaged_parquet_is_named(tmp_path):
 
 def test_array_record_of_examples(tmp_path):
     examples = [Example(f"id {i}", "origin", (Image(png(i)), Text(str(i)))) for i in range(4)]
-    records = [*(example.to_bytes() for example in examples), b"garbage"]
+    records = [*(records_lib.to_bytes(example) for example in examples), b"garbage"]
     writer = array_record_module.ArrayRecordWriter(str(tmp_path / "a.array_record"), "group_size:1")
     for record in records:
         writer.write(record)
