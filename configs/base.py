@@ -58,7 +58,7 @@ def model() -> ConfigDict:
     c.sliding_window = 0  # keys a query sees before itself; 0 = all of its document
 
     c.embed = ConfigDict()
-    c.embed.kind = "conv_gelu_conv"  # or "linear_patch", "local_attention" (EVE), "unshuffle_mlp" (InternVL)
+    c.embed.kind = "conv_gelu_conv"  # or "linear_patch", "local_attention", "unshuffle_mlp", "none"
     c.embed.patch_size = 16  # pixels per side of the first convolution's patch
     c.embed.merge_size = 2  # patches per side merged into one token
     c.embed.hidden_size = 128  # channels between pixels and residual stream

@@ -27,7 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.mlp": ("swiglu", "relu2"),
     "model.norm": ("rms", "layer"),
     "model.qk_norm": ("none", "rms", "layer"),
-    "model.embed.kind": ("conv_gelu_conv", "linear_patch", "local_attention", "unshuffle_mlp"),
+    "model.embed.kind": ("none", "conv_gelu_conv", "linear_patch", "local_attention", "unshuffle_mlp"),
     "model.embed.merge": ("replace", "add"),
     "model.coords.kind": ("1d", "v2pe", "mrope", "thw", "thw_split"),
     "model.route.attention": ("shared", "modality"),

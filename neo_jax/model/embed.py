@@ -24,6 +24,17 @@ from neo_jax.model.patches import Pixels, Slots, inner_hw, show
 from neo_jax.params import normal, parameter, uniform, zeros
 
 
+class NoImages(nnx.Module):
+    """Of a language model without images: no parameters."""
+
+    def __init__(self, config: ConfigDict):
+        self.dtype = jnp.dtype(config.dtype)
+
+    def __call__(self, batch: Batch) -> jax.Array:
+        """Zeros [1, 1, 1]."""
+        return jnp.zeros((1, 1, 1), self.dtype)
+
+
 class LinearPatch(nnx.Module):
     """One matrix from pixels to the stream (Fuyu, SOLO, SAIL)."""
 
@@ -115,6 +126,7 @@ class UnshuffleMLP(nnx.Module):
 
 
 EMBEDS: dict[str, Callable[[ConfigDict], nnx.Module]] = {
+    "none": NoImages,
     "conv_gelu_conv": ConvGeluConv,
     "linear_patch": LinearPatch,
     "local_attention": LocalAttention,

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from configs import base
 from data_pipelines import schema
 from neo_jax import params as params_lib
-from neo_jax.convert import neo
+from neo_jax.convert import neo, table
 from neo_jax.model.coords import rotary
 from neo_jax.model.mask import dense
 from neo_jax.model.transformer import Transformer
@@ -35,7 +35,9 @@ class Recording:
         self.config.update_from_flattened_dict(neo.model_changes(hf))
         self.model = Transformer(self.config)
         self.specs = params_lib.abstract(self.model)
-        self.params = neo.from_hf(self.config, self.specs, load_file(path.parent / "weights.safetensors"))
+        self.params = table.from_hf(
+            self.specs, neo.table(self.config), load_file(path.parent / "weights.safetensors")
+        )
         self.case = load_file(path)
         self.ids = {"context": hf["img_context_token_id"], "start": hf["img_start_token_id"]}
         self.batch = self.make_batch()
@@ -177,7 +179,7 @@ def test_loss_and_gradients(recording, loss_fn):
     close(value, case["loss"][0], atol=1e-5)
     close(ce[0, :-1], case["per_token_ce"])
     recorded = {name.removeprefix("grad/"): x for name, x in case.items() if name.startswith("grad/")}
-    ours = neo.to_hf(recording.config, gradients)
+    ours = table.to_hf(neo.table(recording.config), gradients)
     assert recorded and set(recorded) <= set(ours)
     for name, expected in recorded.items():
         close(ours[name], expected, atol=1e-4 * np.abs(expected).max())
@@ -208,7 +210,7 @@ def test_greedy_decoding(recording):
 def test_weights_round_trip(recording):
     folder = CASES[0].parent
     tensors = load_file(folder / "weights.safetensors")
-    back = neo.to_hf(recording.config, recording.params)
+    back = table.to_hf(neo.table(recording.config), recording.params)
     assert set(back) == set(tensors)
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(back[name], tensor)

@@ -45,7 +45,7 @@ def test_decay_groups_equal_neo_but_for_the_norms_it_missed(rules, golden_dir):
     hf = json.loads((golden_dir("neo") / "config.json").read_text())
     config.update_from_flattened_dict(neo.model_changes(hf))
     specs = params_lib.abstract(Transformer(config))
-    decays = {row.name: specs[row.path].decays for row in neo.table(config)}
+    decays = {row.name: specs[row.paths[0]].decays for row in neo.table(config)}
     recorded = {name: True for name in rules["weight_decay"]["decayed"]}
     recorded |= {name: False for name in rules["weight_decay"]["not_decayed"]}
     assert set(decays) == set(recorded)
