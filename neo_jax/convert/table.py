@@ -2,7 +2,7 @@
 
 HF linears are (out, in) and convolutions (out, in, kh, kw); ours are (in..., out...), and rows of a
 convolution kernel follow the pixel order of `patches` (y, x, rgb). A row of a table is one HF tensor. It
-holds one of our parameters, one slice of a stacked one, or, where the family fuses matrices, slices of several.
+holds one of our parameters, a slice of a stacked one, or, where the family fuses matrices, slices of several.
 """
 
 import math
