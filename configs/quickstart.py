@@ -2,16 +2,17 @@
 
     python -m neo_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-About ten minutes on two CPU cores. With `:smoke` behind the file name: toy width, well under two minutes.
+About ten minutes on two CPU cores. With `:smoke` behind the file name: toy width, well under two minutes
+(configs/small.py).
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, small
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg`: "" or "smoke"."""
+    """`arg`: "", "smoke" or "tiny"."""
     c = base.get_config()
     c.name = "quickstart"
 
@@ -51,20 +52,4 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.eval_every = 250
     c.train.save_every = 250
 
-    if arg == "smoke":
-        smoke(c)
-    elif arg:
-        raise ValueError(f"unknown argument {arg!r}; the only one is 'smoke'")
-    return c
-
-
-def smoke(c: ConfigDict) -> None:
-    """Shrinks any config of this family to toy width and a few steps."""
-    c.model.hidden_size, c.model.mlp_size = 64, 128
-    c.model.num_layers, c.model.pre_buffer = 3, 1
-    c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 4, 2, 16
-    c.model.embed.hidden_size = 32
-    for name, steps in zip(c.stages, (10, 20), strict=True):
-        stage = c.stage[name]
-        stage.steps, stage.warmup_steps, stage.batch_size = steps, 5, 4
-    c.train.log_every, c.train.eval_every, c.train.save_every = 5, 0, 10
+    return small.shrink(c, arg)

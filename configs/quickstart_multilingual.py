@@ -16,7 +16,7 @@ LOCALES = (
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg`: "" or "smoke"."""
+    """`arg`: "", "smoke" or "tiny"."""
     c = quickstart.get_config(arg)
     c.name = "quickstart_multilingual"
     c.data.path = "data/quickstart_multilingual"
