@@ -4,13 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from neo_jax.convert.backbones import BACKBONES
+from neo_jax.convert.fuyu import FUYU
 from neo_jax.convert.neo import NEO
+from neo_jax.convert.solo import SOLO
 from neo_jax.convert.table import Family
 from neo_jax.errors import UserError
 
 # Native models first, by what their config.json holds; then plain language models, by their model_type.
 FAMILIES: dict[str, Family] = {
     "neo": NEO,
+    "solo": SOLO,
+    "fuyu": FUYU,
     **BACKBONES,
 }
 
