@@ -95,7 +95,16 @@ def data() -> ConfigDict:
     c.locales = ("en",)  # caption languages
     c.vocab_size = 2048  # size of the BPE trained on the captions
     c.image_size = 128  # pixels per side at which drawings are rendered and stored
-    c.template = "plain"  # how an image, a prompt and a caption become one document
+    c.template = "plain"  # what a family writes around text and images (data_pipelines/template.py)
+    c.layout = "neo"  # how an image lies in the token table: markers, row ends (data_pipelines/layout.py)
+    c.resize = "neo"  # how large an image becomes (data_pipelines/resize.py)
+    c.resize_canvas = (1080, 1920)  # fuyu: height and width; scaled to an area of stage.max_pixels
+    c.resize_grid = (336, 14)  # eve: pixels per side of the teacher's image and of its patches
+    c.number_images = False  # write "Image-1: " before each of several images
+    c.max_image_pixels = 100_000_000  # larger image files are rejected, as are ...
+    c.max_image_bytes = 100_000_000  # ... files of more bytes, ...
+    c.min_image_side = 1  # ... images smaller than this on a side, in pixels, ...
+    c.max_aspect = 200.0  # ... and those whose longer side is more than this times the shorter
     c.augment = True  # training only: random background colour and small shifts
     c.packing_bins = 32  # rows open at once while packing
     c.shuffle = True  # training order; False reads in stored order

@@ -11,6 +11,7 @@ REASONS = {
     "missing_image": "names an image that is not there",
     "image_count": "its <image> markers and its images differ in number",
     "bad_turns": "its conversation has an unknown role, or no answer",
+    "bad_place": "a box or point in its text is no such thing, or is in no single image",
     "no_target": "nothing in it is supervised",
     # the image
     "not_image": "its bytes are no image of a known format",

@@ -14,7 +14,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from data_pipelines import build, images, pack, text
+from data_pipelines import build, documents, images, pack, text
 from data_pipelines.drawing import Drawing
 from data_pipelines.errors import DataError
 from data_pipelines.schema import Document
@@ -35,7 +35,8 @@ class DocumentMaker:
         self._sources: list[str] = manifest["sources"]
         self._locales = tuple(config.data.locales)
         self._augment = config.data.augment
-        self._pixels = {"min_pixels": stage.min_pixels, "max_pixels": stage.max_pixels}
+        self._resize = documents.resize_from_config(config, stage)
+        self._table = documents.table_rules(config)
         self._reduction = stage.loss_reduction
         self._tags_share = stage.tags_share
         self._parallel_share = stage.parallel_share
@@ -47,8 +48,8 @@ class DocumentMaker:
         if unknown := [locale for locale in self._locales if locale not in built]:
             raise DataError(f"config.data.locales: no captions in {unknown}; the data has {sorted(built)}")
         height, width = manifest["image_hw"]
-        height, width = images.smart_resize(height, width, self.side, **self._pixels)
-        num_patches = height * width // self.side**2
+        plan = self._resize.plan(height, width)
+        num_patches = plan.rows * plan.cols * plan.num_grids
         num_text = max(built[locale]["max"] for locale in self._locales)
         num_tokens = num_text + num_patches + 2  # <img> and </img>
         pack.check_fits("the longest document", num_tokens, num_patches, stage.row_tokens, stage.row_patches)
@@ -76,9 +77,7 @@ class DocumentMaker:
         self, drawing: Drawing, locale: str, augment_seed: int | None, *, whole: bool, parallel: bool
     ) -> Document:
         label, tags = drawing.captions[locale]
-        picture = images.make_picture(
-            drawing.image, side=self.side, name=drawing.id, augment_seed=augment_seed, **self._pixels
-        )
+        picture = images.make_picture(drawing.image, self._resize, name=drawing.id, augment_seed=augment_seed)
         return text.caption_document(
             self.tokenizer,
             picture,
@@ -90,6 +89,7 @@ class DocumentMaker:
             name=drawing.id,
             whole=whole,
             parallel=parallel,
+            **self._table,
         )
 
 

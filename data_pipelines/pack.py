@@ -61,14 +61,16 @@ def _fill_row(arrays: dict[str, np.ndarray], row: Row) -> None:
     """Writes documents one after the other; document, image and patch numbers count through the row."""
     token, patch, image = 0, 0, 0
     for segment, document in enumerate(row, start=1):
-        n, p = len(document.tokens), len(document.patch_hw)
+        skip = document.num_separators if segment == 1 else 0
+        n, p = len(document.tokens) - skip, len(document.patch_hw)
         span, patch_span = slice(token, token + n), slice(patch, patch + p)
-        for name in ("tokens", "kinds", "coords", "targets", "loss_weights"):
-            arrays[name][span] = getattr(document, name)
-        is_patch = document.kinds == schema.PATCH
+        for name in ("tokens", "kinds", "targets", "loss_weights"):
+            arrays[name][span] = getattr(document, name)[skip:]
+        arrays["coords"][span] = document.coords[skip:] - document.coords[skip:][:1] * (skip > 0)
+        is_patch, image_ids = document.kinds[skip:] == schema.PATCH, document.image_ids[skip:]
         arrays["segment_ids"][span] = segment
         arrays["source_ids"][span] = document.source_id
-        arrays["image_ids"][span] = np.where(is_patch, document.image_ids + image, 0)
+        arrays["image_ids"][span] = np.where(image_ids > 0, image_ids + image, 0)
         arrays["patch_index"][span] = np.where(is_patch, patch + np.cumsum(is_patch) - 1, -1)
         arrays["patch_hw"][patch_span] = document.patch_hw
         if p:

@@ -73,6 +73,7 @@ class Document:
     patch_hw: np.ndarray  # int32 [p, 2]
     load_patches: Callable[[], np.ndarray]  # -> uint8 [p, patch_dim]
     source_id: int = 0
+    num_separators: int = 0  # leading tokens that only separate documents: left out where it opens a row
 
 
 def batch_shapes(

@@ -1,8 +1,8 @@
-"""Tokenizer and documents: how pictures, prompts and captions become one token table."""
+"""Tokenizer and documents: how pictures and pieces of text become one token table."""
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -10,8 +10,11 @@ import tokenizers
 from data_pipelines import schema
 from data_pipelines.errors import DataError
 from data_pipelines.images import Picture
+from data_pipelines.layout import LAYOUTS, image_tokens
+from data_pipelines.positions import POSITIONS
+from data_pipelines.template import IM_END, IM_START, IMAGE, Piece
 
-END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+END_OF_TEXT = "<|endoftext|>"
 IMAGE_CONTEXT, IMAGE_START, IMAGE_END = "<IMG_CONTEXT>", "<img>", "</img>"
 SPECIAL_TOKENS = (
     END_OF_TEXT,
@@ -32,15 +35,31 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"{path}: not a readable tokenizer.json: {error}") from error
         self._tokenizer.encode_special_tokens = True  # a caption that contains "<img>" stays text
-        self.end_of_text = self.special_id(END_OF_TEXT)
-        self.im_end = self.special_id(IM_END)
-        self.image_context = self.special_id(IMAGE_CONTEXT)
-        self.image_start = self.special_id(IMAGE_START)
-        self.image_end = self.special_id(IMAGE_END)
 
     @property
     def size(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    # The tokens of the layout "neo"; other families have others.
+    @property
+    def end_of_text(self) -> int:
+        return self.special_id(END_OF_TEXT)
+
+    @property
+    def im_end(self) -> int:
+        return self.special_id(IM_END)
+
+    @property
+    def image_context(self) -> int:
+        return self.special_id(IMAGE_CONTEXT)
+
+    @property
+    def image_start(self) -> int:
+        return self.special_id(IMAGE_START)
+
+    @property
+    def image_end(self) -> int:
+        return self.special_id(IMAGE_END)
 
     def special_id(self, name: str) -> int:
         """Returns a special token's id. Raises DataError if the vocabulary lacks it."""
@@ -51,6 +70,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Returns ids and, for each, the index in `text` behind its last character."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, [end for _, end in encoding.offsets]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of the ids, without special tokens."""
@@ -70,18 +94,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer.to_str(pretty=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """A stretch of a document, tokenised on its own, so that its borders are token borders."""
-
-    text: str
-    supervised: bool = False
-    special: bool = False  # `text` is the name of one special token
-
-
-IMAGE = Piece("<image>", special=True)  # the next picture: <img>, its <IMG_CONTEXT>s, </img>
 
 
 def prompt_text(locale: str) -> str:
@@ -105,12 +117,12 @@ def caption_document(
     source_id: int = 0,
     name: str = "document",
     whole: bool = True,
-    parallel: bool = False,
+    **rules: Any,
 ) -> schema.Document:
     """Template "plain": picture, "{locale}: ", caption, <|im_end|>; the last two are supervised.
 
     Unless `whole`, the document breaks off after the label's line: a prefix of the same text.
-    `parallel`: see `build_document`.
+    `rules`: see `build_document`.
     """
     texts = caption_pieces(label, tags)
     pieces = [IMAGE, Piece(prompt_text(locale))]
@@ -124,13 +136,16 @@ def caption_document(
         reduction=reduction,
         source_id=source_id,
         name=name,
-        parallel=parallel,
+        **rules,
     )
 
 
-def prompt_document(tokenizer: Tokenizer, pictures: Sequence[Picture], prompt: str) -> schema.Document:
+def prompt_document(
+    tokenizer: Tokenizer, pictures: Sequence[Picture], prompt: str, **rules: Any
+) -> schema.Document:
     """Every picture, then the prompt, ready to be continued: nothing is supervised and nothing ends it."""
-    return build_document(tokenizer, pictures, [IMAGE] * len(pictures) + [Piece(prompt)], name="prompt")
+    pieces = [IMAGE] * len(pictures) + [Piece(prompt)]
+    return build_document(tokenizer, pictures, pieces, name="prompt", **rules)
 
 
 def build_document(
@@ -138,6 +153,9 @@ def build_document(
     pictures: Sequence[Picture],
     pieces: Sequence[Piece],
     *,
+    layout: str = "neo",
+    coords: str = "thw",
+    delta: float = 1.0,
     reduction: str = "token",
     source_id: int = 0,
     name: str = "document",
@@ -149,6 +167,8 @@ def build_document(
         tokenizer: gives all ids.
         pictures: one per IMAGE piece, in order.
         pieces: the document's text and markers.
+        layout: how a picture lies in the table, one of LAYOUTS.
+        coords, delta: how positions are counted, one of POSITIONS, and the step of "v2pe".
         reduction: "token", "sample" or "square", see `reduction_weight`.
         source_id: index of the data source.
         name: shown in errors.
@@ -156,44 +176,69 @@ def build_document(
             pictures and its position alone (CapPa, Tschannen et al. 2023).
 
     Raises:
-        DataError: if the number of pictures is not the number of IMAGE pieces.
+        DataError: if there are not as many pictures as IMAGE pieces, or the vocabulary lacks a token.
     """
     if len(pictures) != pieces.count(IMAGE):
         raise DataError(f"{name}: {len(pictures)} pictures for {pieces.count(IMAGE)} <image> markers")
-    remaining = iter(pictures)
-    ids: list[int] = []
-    supervised: list[bool] = []
-    for piece in pieces:
-        if piece == IMAGE:
+    parts: list[tuple[np.ndarray, ...]] = []  # tokens, kinds, image_ids, hw, supervised
+    patch_hw: list[np.ndarray] = [np.zeros((0, 2), np.int32)]
+    remaining, num_images = iter(pictures), 0
+    for group in _groups(pieces):
+        if group[0] == IMAGE:
             picture = next(remaining)
-            n = picture.rows * picture.cols
-            new = [tokenizer.image_start, *[tokenizer.image_context] * n, tokenizer.image_end]
-        elif piece.special:
-            new = [tokenizer.special_id(piece.text)]
+            image = image_tokens(LAYOUTS[layout], tokenizer, picture.rows, picture.cols, picture.num_grids)
+            number = np.where(image.grid > 0, image.grid + num_images, 0)
+            num_images += picture.num_grids
+            parts.append((image.tokens, image.kinds, number, image.hw, np.zeros(len(number), bool)))
+            patch_hw.append(image.patch_hw)
         else:
-            new = tokenizer.encode(piece.text)
-        ids += new
-        supervised += [piece.supervised] * len(new)
+            ids, supervised = _encode(tokenizer, group)
+            n = len(ids)
+            parts.append((ids, np.full(n, schema.TEXT), np.zeros(n, int), np.zeros((n, 2), int), supervised))
 
-    tokens = np.array(ids, np.int32)
-    is_patch = tokens == tokenizer.image_context
-    grids = [(picture.rows, picture.cols) for picture in pictures]
-    patch_hw = grid_coordinates(grids)
-    image_ids = np.zeros_like(tokens)
-    image_ids[is_patch] = np.repeat(np.arange(1, len(grids) + 1), [rows * cols for rows, cols in grids])
-    token_weights = np.array(supervised) * reduction_weight(sum(supervised), reduction)
+    empty: np.ndarray = np.zeros(0, int)
+    parts.append((empty, empty, empty, np.zeros((0, 2), int), np.zeros(0, bool)))
+    tokens, kinds, image_ids, hw, supervised = (np.concatenate(column) for column in zip(*parts, strict=True))
+    tokens = tokens.astype(np.int32)
+    token_weights = supervised * reduction_weight(int(supervised.sum()), reduction)
+    shown = np.where(supervised, tokenizer.end_of_text, tokens).astype(np.int32) if parallel else tokens
     return schema.Document(
         name=name,
-        tokens=np.where(supervised, tokenizer.end_of_text, tokens).astype(np.int32) if parallel else tokens,
-        kinds=np.where(is_patch, schema.PATCH, schema.TEXT).astype(np.int32),
-        image_ids=image_ids,
-        coords=token_coords(tokens, patch_hw, tokenizer.image_context, tokenizer.image_start),
+        tokens=shown,
+        kinds=kinds.astype(np.int32),
+        image_ids=image_ids.astype(np.int32),
+        coords=POSITIONS[coords](image_ids, hw, delta),
         targets=np.append(tokens[1:], 0).astype(np.int32),
         loss_weights=np.append(token_weights[1:], 0).astype(np.float32),
-        patch_hw=patch_hw,
-        load_patches=lambda: np.concatenate([p.load_patches() for p in pictures]),
+        patch_hw=np.concatenate(patch_hw),
+        load_patches=lambda: np.concatenate([picture.load_patches() for picture in pictures]),
         source_id=source_id,
+        num_separators=sum(piece.separator for piece in pieces),
     )
+
+
+def _groups(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Pieces that are tokenised in one go, in order."""
+    group: list[Piece] = []
+    for piece in pieces:
+        if group and not (piece.joined and not group[-1].special):
+            yield group
+            group = []
+        group.append(piece)
+    if group:
+        yield group
+
+
+def _encode(tokenizer: Tokenizer, group: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [n] of pieces that belong together, and which of them are supervised, bool [n]."""
+    first = group[0]
+    if len(group) == 1:
+        ids = [tokenizer.special_id(first.text)] if first.special else tokenizer.encode(first.text)
+        return np.array(ids, int), np.full(len(ids), first.supervised)
+    ids, ends = tokenizer.encode_with_ends("".join(piece.text for piece in group))
+    borders = np.cumsum([len(piece.text) for piece in group])
+    piece_of = np.minimum(np.searchsorted(borders, ends), len(group) - 1)
+    return np.array(ids, int), np.array([piece.supervised for piece in group])[piece_of]
 
 
 def reduction_weight(num_supervised: int, reduction: str) -> float:
@@ -204,25 +249,3 @@ def reduction_weight(num_supervised: int, reduction: str) -> float:
 
 
 REDUCTION_EXPONENTS = {"token": 0.0, "square": 0.5, "sample": 1.0}
-
-
-def grid_coordinates(grids: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Returns int32 [p, 2]: row and column of every token of every picture, row-major."""
-    parts = [np.stack(np.divmod(np.arange(rows * cols), cols), axis=-1) for rows, cols in grids]
-    return np.concatenate([np.zeros((0, 2), int), *parts]).astype(np.int32)
-
-
-def token_coords(
-    tokens: np.ndarray, patch_hw: np.ndarray, image_context: int, image_start: int
-) -> np.ndarray:
-    """Returns float32 [n, 3]: (t, h, w) of each token of one document.
-
-    t advances by one at every token but the <IMG_CONTEXT>s, and once more right after <img>: all tokens of a
-    picture share one t. h and w are 0 outside pictures.
-    """
-    is_patch = tokens == image_context
-    follows_start: np.ndarray = np.append(False, tokens[:-1] == image_start)
-    coords: np.ndarray = np.zeros((len(tokens), 3), np.float32)
-    coords[:, 0] = np.cumsum(~is_patch + follows_start.astype(int)) - 1
-    coords[is_patch, 1:] = patch_hw
-    return coords

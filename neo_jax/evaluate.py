@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array
 from ml_collections import FrozenConfigDict
 
-from data_pipelines import text
+from data_pipelines import documents, text
 from data_pipelines.build.progress import Progress
 from data_pipelines.drawing import Drawing
 from data_pipelines.loader import read_drawings
@@ -124,10 +124,9 @@ def fill_up(labels: Sequence[str], more: Sequence[str], size: int) -> list[str]:
 
 def prompts(trained: Trained, drawings: Sequence[Drawing], locale: str) -> list[Document]:
     """Every image with the prompt that it had in training."""
+    words, table = text.prompt_text(locale), documents.table_rules(trained.config)
     return [
-        text.prompt_document(
-            trained.tokenizer, [trained.picture(drawing.image, drawing.id)], text.prompt_text(locale)
-        )
+        text.prompt_document(trained.tokenizer, [trained.picture(drawing.image, drawing.id)], words, **table)
         for drawing in drawings
     ]
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from data_pipelines import pack, text
+from data_pipelines import documents, pack, text
 from data_pipelines.schema import Document
 from neo_jax import decode, restore, workdir as workdir_lib
 from neo_jax.errors import UserError, main_guard
@@ -79,7 +79,8 @@ def prompt_document(trained: Trained, files: Sequence[bytes], names: Sequence[st
     pieces = [text.Piece(first)]
     for piece in others:
         pieces += [text.IMAGE, text.Piece(piece)]
-    return text.build_document(trained.tokenizer, pictures, pieces, name="--prompt")
+    table = documents.table_rules(trained.config)
+    return text.build_document(trained.tokenizer, pictures, pieces, name="--prompt", **table)
 
 
 def generate(

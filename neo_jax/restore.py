@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from data_pipelines import build
+from data_pipelines import build, documents
 from data_pipelines.images import Picture, make_picture
 from data_pipelines.text import Tokenizer
 from neo_jax import mesh as mesh_lib, params as params_lib, stages as stages_lib
@@ -45,14 +45,7 @@ class Trained:
         Raises:
             DataError: it is not an image; the message has its name.
         """
-        stage = self.stage.config
-        return make_picture(
-            data,
-            side=self.token_side,
-            min_pixels=stage.min_pixels,
-            max_pixels=stage.max_pixels,
-            name=name,
-        )
+        return make_picture(data, documents.resize_from_config(self.config, self.stage.config), name=name)
 
 
 def load(workdir: pathlib.Path, config: FrozenConfigDict, step: int | None = None) -> Trained:

@@ -12,6 +12,9 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
+from data_pipelines.layout import LAYOUTS
+from data_pipelines.resize import RESIZES
+from data_pipelines.template import TEMPLATES
 from neo_jax.errors import UserError
 
 # Fields that name a kind, and the kinds there are. "*" stands for any stage.
@@ -33,7 +36,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.route.attention": ("shared", "modality"),
     "model.route.mlp": ("shared", "modality"),
     "model.route.norm": ("shared", "modality"),
-    "data.template": ("plain",),
+    "data.template": tuple(TEMPLATES),
+    "data.layout": tuple(LAYOUTS),
+    "data.resize": tuple(RESIZES),
     "stage.*.loss_reduction": ("token", "sample", "square"),
     "stage.*.schedule": ("cosine",),
 }

@@ -24,7 +24,7 @@ def render(name: str, drawing: bytes, size: int) -> tuple[bytes, str]:
             )
         except ValueError as error:
             raise DataError(f"{name}: cannot render the SVG: {error}") from error
-    image = images.decode(drawing, name)
+    image = images.decode(drawing, name).convert("RGBA")
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     pixels = np.array(image)

@@ -12,6 +12,7 @@ from configs import base
 from data_pipelines import build, images, loader, pack, schema, text
 from data_pipelines.drawing import Drawing
 from data_pipelines.errors import DataError
+from data_pipelines.resize import Resize
 
 
 @pytest.fixture
@@ -179,8 +180,8 @@ def test_eval_images_are_on_white(config, stage):
     batch = next(iter(loader.eval_batches(config, stage, "dev")))
     side = config.model.embed.patch_size * config.model.embed.merge_size
     image = images.flatten(images.decode(drawing.image))
-    height, width = images.smart_resize(*image.size[::-1], side, stage.min_pixels, stage.max_pixels)
-    pixels = np.asarray(image.resize((width, height), images.Image.Resampling.BICUBIC))
+    plan = Resize("neo", side, stage.min_pixels, stage.max_pixels).plan(image.height, image.width)
+    pixels = np.asarray(image.resize((plan.width, plan.height), images.Image.Resampling.BICUBIC))
     expected = images.to_patches(pixels, side)
     np.testing.assert_array_equal(batch["patches"][0][: len(expected)], expected)
 

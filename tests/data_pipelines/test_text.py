@@ -1,16 +1,14 @@
 """Documents: NEO's indices and weights, what is supervised, and the tokenizer."""
 
-import itertools
 import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from data_pipelines import schema, text
 from data_pipelines.errors import DataError
 from data_pipelines.images import Picture
-from data_pipelines.text import IM_END, IMAGE, Piece
+from data_pipelines.template import IMAGE
 
 CORPUS = ["en: ", "red apple\n", "fruit, food", "grüner Apfel\n", "日本"]
 
@@ -30,81 +28,11 @@ def segments(tokens, tokenizer) -> str:
     return tokenizer._tokenizer.decode(list(tokens), skip_special_tokens=False)
 
 
-def test_indices_and_shifted_weights_equal_neo(golden_dir):
-    folder = golden_dir("neo")
-    ids = json.loads((folder / "config.json").read_text())
-    cases = sorted(folder.glob("case*.safetensors"))
-    assert cases
-    for path in cases:
-        case = load_file(path)
-        bounds = case["seq_boundaries"]
-        grids = [tuple(grid // 2) for grid in case["grid_hw"]]
-        for start, stop in itertools.pairwise(bounds):
-            tokens = case["input_ids"][start:stop]
-            num_images = int((tokens == ids["img_start_token_id"]).sum())
-            own, grids = grids[:num_images], grids[num_images:]
-            coords = text.token_coords(
-                tokens,
-                text.grid_coordinates(own),
-                ids["img_context_token_id"],
-                ids["img_start_token_id"],
-            )
-            golden = np.stack([case[f"{axis}_index"][start:stop] for axis in "thw"], axis=-1)
-            np.testing.assert_array_equal(coords, golden, err_msg=path.name)
-            supervised = case["labels"][start:stop] != -100
-            weight = text.reduction_weight(int(supervised.sum()), "square")
-            np.testing.assert_allclose(
-                supervised * weight, case["loss_weight"][start:stop], rtol=1e-6, err_msg=path.name
-            )
-
-
 def test_reductions_equal_neo(golden_dir):
     rules = json.loads((golden_dir("neo") / "data_rules.json").read_text())
     for rule in rules["len2weight"]:
         for reduction in ("token", "sample", "square"):
             assert text.reduction_weight(rule["n"], reduction) == pytest.approx(rule[reduction], rel=1e-12)
-
-
-class ByteTokenizer:
-    """UTF-8 bytes and the special tokens, as in the recording of NEO's chat template."""
-
-    image_context, image_start, image_end = 256, 257, 258
-    special = {IM_END: 259, text.IM_START: 260}  # noqa: RUF012
-
-    def encode(self, string):
-        return list(string.encode())
-
-    def special_id(self, name):
-        return self.special[name]
-
-
-def test_pieces_can_spell_neo_conversations(golden_dir):
-    """Segments of the recording, cut at their special tokens, give the recorded token stream."""
-    rules = json.loads((golden_dir("neo") / "data_rules.json").read_text())
-    tokenizer = ByteTokenizer()
-    names = {text.IMAGE_CONTEXT: 256, text.IMAGE_START: 257, text.IMAGE_END: 258} | tokenizer.special
-    conversation = rules["chat"][1]
-    pictures = [blank(1, n) for n in conversation["num_image_tokens"]]
-    pieces, expected, supervised = [], [], []
-    for segment in conversation["segments"]:
-        rest = segment["text"]
-        while rest:
-            name = next((name for name in names if rest.startswith(name)), None)
-            length = (
-                len(name)
-                if name
-                else min((rest.find(name) for name in names if name in rest), default=len(rest))
-            )
-            chunk, rest = rest[:length], rest[length:]
-            expected += [names[chunk]] if name else list(chunk.encode())
-            supervised += [segment["supervised"]] * (1 if name else len(chunk.encode()))
-            if chunk == text.IMAGE_START:
-                pieces.append(IMAGE)
-            elif chunk not in (text.IMAGE_CONTEXT, text.IMAGE_END):
-                pieces.append(Piece(chunk, segment["supervised"], special=bool(name)))
-    document = text.build_document(tokenizer, pictures, pieces)
-    np.testing.assert_array_equal(document.tokens, expected)
-    np.testing.assert_array_equal(document.loss_weights > 0, [*supervised[1:], False])
 
 
 @pytest.mark.parametrize(("reduction", "exponent"), [("token", 0), ("sample", -1), ("square", -0.5)])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import images, pack, text
+from data_pipelines.documents import resize_from_config
 from data_pipelines.drawing import Drawing
 from data_pipelines.errors import DataError
 from neo_jax import evaluate, params as params_lib, restore, workdir as workdir_lib
@@ -135,11 +136,11 @@ def test_candidate_scores_equal_full_forwards(trained):
     assert found.shape == (3, 11)
 
     model = params_lib.bind(trained.model, trained.params)
-    pixels = {name: trained.stage.config[name] for name in ("min_pixels", "max_pixels")}
+    to = resize_from_config(trained.config, trained.stage.config)
     documents = [
         text.caption_document(
             trained.tokenizer,
-            images.make_picture(e.image, side=trained.token_side, **pixels),
+            images.make_picture(e.image, to),
             "en",
             line.removesuffix("\n"),
             (),
