@@ -9,6 +9,7 @@ import dataclasses
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,9 @@ from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.errors import Reject
 from data_pipelines.resize import RESIZES, Plan, Resize
+
+# Pillow warns of metadata that it skips, a line per file. What counts is whether a file has pixels.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 WHITE = (255, 255, 255)
 ZOOM = 0.15  # augmentation: largest relative change of size, and with it the widest border

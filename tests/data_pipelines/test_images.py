@@ -1,15 +1,19 @@
 """Images: NEO's resize to the pixel, patch layout, and files that are no images."""
 
 import io
+import json
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from data_pipelines import images
-from data_pipelines.errors import DataError, Reject
+from data_pipelines.errors import REASONS, DataError, Reject
 from data_pipelines.resize import Resize
 
 
@@ -159,6 +163,7 @@ def test_not_an_image(data):
     assert reason(data) == "not_image"
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # which pytest shows whatever images.py says
 @pytest.mark.parametrize("format_", images.FORMATS)
 def test_cut_off_and_damaged_images(format_):
     rng = np.random.default_rng(0)
@@ -199,3 +204,17 @@ def test_wrong_mime(declared):
 def test_too_long_image_is_named():
     with pytest.raises(DataError, match="cat: 300x1 pixels"):
         images.make_picture(encode(np.zeros((1, 300, 3), np.uint8)), Resize("neo", 32, 1, 10**6), name="cat")
+
+
+def test_no_damaged_file_crashes_hangs_or_is_lost():
+    """Thousands of mutated files: each is a picture or a Reject with its reason, in a program of its own."""
+    count = 4000
+    command = [sys.executable, "-m", "tests.data_pipelines.mutated_images", str(count)]
+    run = subprocess.run(
+        command, capture_output=True, timeout=300, cwd=Path(__file__).parents[2], check=False
+    )
+    assert run.returncode == 0, run.stderr.decode()[-2000:]
+    outcomes = json.loads(run.stdout.splitlines()[-1])
+    assert sum(outcomes.values()) == count
+    assert set(outcomes) >= {"ok", "not_image", "truncated", "damaged", "bomb"}
+    assert set(outcomes) <= {"ok", *REASONS}
