@@ -121,4 +121,26 @@ def hf_config(
     }
 
 
+def processor_files(model: ConfigDict, max_hw: tuple[int, int]) -> dict[str, dict[str, Any]]:
+    """File name -> content of what transformers' FuyuProcessor reads beside the tokenizer.
+
+    `max_hw` is the largest (height, width) of an image, to which larger ones shrink. The tokenizer has to be
+    of Fuyu's form: "\u2581" begins every text, and |SPEAKER| and |NEWLINE| are pieces of its model, not added
+    tokens, because the processor drops the first token of every image as that sign.
+    """
+    side = {"height": model.embed.patch_size, "width": model.embed.patch_size}
+    image = {
+        "image_processor_type": "FuyuImageProcessor",
+        "patch_size": side,
+        "size": {"height": max_hw[0], "width": max_hw[1]},
+        "image_mean": model.embed.pixel_mean[0],
+        "image_std": model.embed.pixel_std[0],
+        "padding_value": 1.0,
+    }
+    return {
+        "preprocessor_config.json": image | {"processor_class": "FuyuProcessor"},
+        "processor_config.json": {"processor_class": "FuyuProcessor"},
+    }
+
+
 FUYU = Family(matches, model_changes, table, hf_config, canonical)
