@@ -6,15 +6,19 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported; commands that tests start inherit it
+ROOT = Path(__file__).parent.parent
+# Before jax is imported; commands that tests start inherit it. Tests compile the same small programs again and
+# again, in many processes: each is compiled once.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
 from ml_collections import FrozenConfigDict
 
 from tests import golden_files
-
-ROOT = Path(__file__).parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
