@@ -68,6 +68,12 @@ class Tokenizer:
             raise DataError(f"the tokenizer has no special token {name!r}")
         return token_id
 
+    @property
+    def special_tokens(self) -> dict[int, str]:
+        """id -> name of the tokens that never arise from plain text."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {id_: token.content for id_, token in added.items() if token.special}
+
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 

@@ -4,11 +4,12 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
+from data_pipelines.page import rows as page_rows
+from data_pipelines.page.markup import Html, element, join
+from data_pipelines.page.page import page
 from data_pipelines.text import Tokenizer
 from neo_jax.errors import main_guard
 from neo_jax.report import results, rows, run as run_lib, summary
-from neo_jax.report.markup import Html, element, join
-from neo_jax.report.style import CSS, SCRIPT
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,54 +33,18 @@ def render(run: run_lib.Run) -> str:
         ("Captions of held-out images", results.samples(run)),
         ("What the model sees", _packed_row(run)),
     )
-    anchors = [title.lower().replace(" ", "-") for title, _ in sections]
-    title = f"{run.config.name}: a run of neo_jax"
     trained = " then ".join(stage.name for stage in run.stages)
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", title),
-        element("style", Html(CSS)),
-    )
-    body = element(
-        "body",
-        element(
-            "main",
-            element(
-                "header",
-                element("h1", title),
-                element(
-                    "p",
-                    "One transformer over raw image patches and words, with no vision encoder. "
-                    f"Stages: {trained}.",
-                    class_="lead",
-                ),
-                element(
-                    "nav",
-                    [
-                        element("a", name, href=f"#{anchor}")
-                        for anchor, (name, _) in zip(anchors, sections, strict=True)
-                    ],
-                    aria_label="Sections",
-                ),
-            ),
-            summary.headline(run),
-            [
-                element("section", element("h2", name), content, id=anchor)
-                for anchor, (name, content) in zip(anchors, sections, strict=True)
-            ],
-        ),
-        element(
-            "footer",
+    return page(
+        f"{run.config.name}: a run of neo_jax",
+        f"One transformer over raw image patches and words, with no vision encoder. Stages: {trained}.",
+        summary.headline(run),
+        sections,
+        join(
             "Made by ",
             element("code", f"python -m neo_jax.report --workdir={run.workdir}"),
             " from config.json, metrics.jsonl, eval.json, samples.json and the data folder.",
         ),
-        element("script", Html(SCRIPT)),
     )
-    return join(Html("<!doctype html>\n"), element("html", head, body, lang="en")) + "\n"
 
 
 def _packed_row(run: run_lib.Run) -> Html:
@@ -94,14 +59,14 @@ def _packed_row(run: run_lib.Run) -> Html:
             "documents packed one after the other, so that little is padding.",
         ),
         element("h3", "Attention mask"),
-        rows.mask_figure(row, run.config.model.mask),
+        page_rows.mask_figure(row, *rows.intervals(row, run.config.model.mask)),
         element("h3", "The row"),
         element(
             "p",
             "Green: the weight with which predicting this token counts in the loss. Pictures are put "
             "together again from the row's patches, with the grid of image tokens over them.",
         ),
-        rows.row_figure(row, source_names, tokenizer, side),
+        page_rows.row_figure(row, source_names, tokenizer, side),
     )
 
 

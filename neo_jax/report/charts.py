@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 
-from neo_jax.report.markup import Html, element
+from data_pipelines.page.markup import Html, element
 
 Point = tuple[float, float]
 MAX_POINTS = 600  # per line; more could not be told apart

@@ -7,9 +7,9 @@ from typing import Any
 
 from data_pipelines import images
 from data_pipelines.loader import read_drawings
+from data_pipelines.page.markup import Html, element, image, join, table
 from neo_jax.evaluate import parse_caption
 from neo_jax.report.charts import Point, Series, line_chart, smooth
-from neo_jax.report.markup import Html, element, image, join, table
 from neo_jax.report.run import Run
 from neo_jax.report.summary import (
     YARDSTICK_CANDIDATES,

@@ -1,46 +1,14 @@
-"""A packed row, drawn from the arrays that the model gets: its strip, its attention mask, its documents."""
-
-from collections.abc import Iterator
+"""The row that the report shows, and the mask that the model makes of it."""
 
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
-from PIL import Image
 
-from data_pipelines import schema, text
 from data_pipelines.loader import train_loader
+from data_pipelines.page.rows import Row
 from neo_jax import stages as stages_lib
 from neo_jax.model import mask
-from neo_jax.report.markup import Html, element, image, join
 from neo_jax.train import data_seed
-
-Row = dict[str, np.ndarray]  # the fields of schema.batch_shapes without their leading B
-
-# Colours that keep apart on a light and on a dark page; alpha 0 shows the page.
-NOTHING, TEXT_ODD, TEXT_EVEN, IMAGE, IMAGE_AHEAD, PADDING = range(6)
-MASK_COLOURS = np.array(
-    [
-        (0, 0, 0, 0),
-        (62, 127, 214, 255),
-        (126, 178, 240, 255),
-        (240, 170, 60, 255),
-        (205, 80, 20, 255),
-        (140, 140, 140, 90),
-    ],
-    np.uint8,
-)
-MASK_LEGEND = (
-    (TEXT_ODD, "the query's own document, up to itself (odd documents)"),
-    (TEXT_EVEN, "the same, even documents"),
-    (IMAGE, "the query's own image, up to itself"),
-    (IMAGE_AHEAD, "the rest of its own image: the only look ahead"),
-    (PADDING, "padding: sees only padding, is never trained on"),
-)
-STRIP_COLOURS = np.array(
-    [(140, 140, 140, 90), (126, 178, 240, 255), (240, 170, 60, 255), (47, 158, 106, 255)], np.uint8
-)
-STRIP_LEGEND = ("padding", "text that is given", "image tokens", "text that is learnt")
-MAX_WIDTH = 1024  # pixels; the mask of a longer row is drawn of every n-th token
 
 
 def first_row(config: FrozenConfigDict) -> tuple[Row, list[str]]:
@@ -51,165 +19,7 @@ def first_row(config: FrozenConfigDict) -> tuple[Row, list[str]]:
         return {name: array[0] for name, array in batch.items()}, loader.source_names
 
 
-def mask_figure(row: Row, mask_kind: str) -> Html:
-    """The [L, L] mask: queries downwards, keys from left to right, a strip of the row beside each."""
-    allowed = _allowed(row, mask_kind)
-    real = row["segment_ids"] > 0
-    share = allowed[real][:, real].sum() / len(real) ** 2
-    num_documents, num_images = int(row["segment_ids"].max()), int(row["image_ids"].max())
-    alt = (
-        f"Attention mask of a row of {len(real)} tokens: {num_documents} documents as triangles along the "
-        f"diagonal, {num_images} images as squares in them, nothing outside"
-    )
-    stride = -(-len(real) // MAX_WIDTH)
-    picture = Image.fromarray(MASK_COLOURS[_mask_codes(row, allowed)[::stride, ::stride]])
-    legend = [
-        element("li", _swatch(MASK_COLOURS[code]), words)
-        for code, words in MASK_LEGEND
-        if code != IMAGE_AHEAD or mask_kind == "image_bidirectional"
-    ]
-    strip = _strip(row)
-    down = strip.transpose(Image.Transpose.TRANSPOSE)
-    words = (
-        f"Line i shows what token i attends: {share:.1%} of the {len(real)} x {len(real)} pairs. Two "
-        "integers per token, the first and the last key, say it all. The strips show each token's kind."
-    )
-    return element(
-        "figure",
-        element(
-            "div",
-            image(strip, "The row as keys, from left to right", class_="keys"),
-            image(down, "The row as queries, downwards", class_="queries"),
-            element("div", image(picture, alt, class_="mask"), _document_names(row)),
-            class_="masked",
-        ),
-        element("figcaption", element("p", words), element("ul", legend, class_="swatches")),
-        class_="mask-figure",
-    )
-
-
-def row_figure(row: Row, source_names: list[str], tokenizer: text.Tokenizer, side: int) -> Html:
-    """The row's budgets and its documents: pictures rebuilt from `patches`, tokens shaded by loss weight."""
-    num_tokens, num_patches = len(row["tokens"]), len(row["patches"])
-    used_tokens, used_patches = int((row["segment_ids"] > 0).sum()), int((row["patch_index"] >= 0).sum())
-    documents = [
-        _document(row, segment, source_names, tokenizer, side)
-        for segment in range(1, int(row["segment_ids"].max()) + 1)
-    ]
-    padding = element(
-        "div",
-        element("h4", "Padding"),
-        element(
-            "p",
-            f"{num_tokens - used_tokens} of {num_tokens} tokens, "
-            f"{num_patches - used_patches} of {num_patches} image tokens",
-        ),
-        class_="document padding",
-    )
-    legend = [
-        element("li", _swatch(colour), words)
-        for colour, words in zip(STRIP_COLOURS, STRIP_LEGEND, strict=True)
-    ]
-    return element(
-        "figure",
-        image(_strip(row), f"The row as a strip of {num_tokens} tokens, coloured by kind", class_="strip"),
-        element("ul", legend, class_="swatches"),
-        element("div", documents, padding, class_="documents"),
-    )
-
-
-def _document_names(row: Row) -> Iterator[Html]:
-    """The number of each document beside its triangle: to the right where there is room, else to the left."""
-    length = len(row["segment_ids"])
-    for segment in range(1, int(row["segment_ids"].max()) + 1):
-        positions = np.flatnonzero(row["segment_ids"] == segment)
-        start, end = 100 * positions[0] / length, 100 * (positions[-1] + 1) / length
-        class_, left = ("after", end) if end < 75 else ("before", start)
-        yield element(
-            "span", f"document {segment}", class_=class_, style=f"left:{left:.1f}%;top:{start:.1f}%"
-        )
-
-
-def _allowed(row: Row, mask_kind: str) -> np.ndarray:
-    """bool [L, L]: query i sees key j, from the same function that the model uses."""
-    intervals = mask.MASKS[mask_kind]({name: jnp.asarray(array)[None] for name, array in row.items()})
-    return np.asarray(mask.dense(intervals, len(row["tokens"])))[0]
-
-
-def _mask_codes(row: Row, allowed: np.ndarray) -> np.ndarray:
-    """int [L, L]: which of MASK_COLOURS each pair gets."""
-    index = np.arange(len(allowed))
-    segments, images = row["segment_ids"], row["image_ids"]
-    same_image = (images[:, None] == images[None]) & (images[:, None] > 0)
-    codes = np.where(segments % 2 == 1, TEXT_ODD, TEXT_EVEN)[:, None]
-    codes = np.where(same_image, np.where(index[:, None] < index[None], IMAGE_AHEAD, IMAGE), codes)
-    codes = np.where(segments[:, None] == 0, PADDING, codes)
-    return np.where(allowed, codes, NOTHING)
-
-
-def _own_weights(row: Row) -> np.ndarray:
-    """float32 [L]: the weight with which each token is predicted, at the position before it."""
-    return np.append(np.float32(0), row["loss_weights"][:-1])
-
-
-def _strip(row: Row) -> Image.Image:
-    """One pixel per token, in STRIP_COLOURS."""
-    kinds = np.select(
-        [row["segment_ids"] == 0, row["kinds"] == schema.PATCH, _own_weights(row) > 0], [0, 2, 3], 1
-    )
-    return Image.fromarray(STRIP_COLOURS[kinds][None])
-
-
-def _document(row: Row, segment: int, source_names: list[str], tokenizer: text.Tokenizer, side: int) -> Html:
-    positions = np.flatnonzero(row["segment_ids"] == segment)
-    source = source_names[row["source_ids"][positions[0]]]
-    num_patches = int((row["patch_index"][positions] >= 0).sum())
-    return element(
-        "div",
-        element("h4", f"Document {segment}"),
-        element("p", f"{source}, {len(positions)} tokens, {num_patches} of them image tokens"),
-        element("div", _content(row, positions, tokenizer, side), class_="content"),
-        class_="document",
-    )
-
-
-def _content(row: Row, positions: np.ndarray, tokenizer: text.Tokenizer, side: int) -> Iterator[Html]:
-    """Tokens in order, with one picture in place of each image's tokens."""
-    special = {tokenizer.special_id(name): name for name in text.SPECIAL_TOKENS}
-    weights, heaviest = _own_weights(row), row["loss_weights"].max()
-    shown = 0
-    for position in positions:
-        number = int(row["image_ids"][position])
-        if number == 0:
-            token = int(row["tokens"][position])
-            words = special.get(token) or tokenizer.decode([token]).replace("\n", "\u21b5")
-            weight = weights[position]
-            yield element(
-                "span",
-                words,
-                class_="token special" if token in special else "token",
-                style=f"--weight:{weight / heaviest:.2f}" if weight else None,
-                title=f"position {position}, id {token}, loss weight {weight:.3g}",
-            )
-        elif number != shown:
-            shown = number
-            yield _picture(row, number, side)
-
-
-def _picture(row: Row, number: int, side: int) -> Html:
-    """Image `number` of the row, put together again from its patches."""
-    patches = row["patch_index"][row["image_ids"] == number]
-    hw = row["patch_hw"][patches]
-    rows, cols = (int(n) for n in hw.max(axis=0) + 1)
-    pixels: np.ndarray = np.zeros((rows, side, cols, side, 3), np.uint8)
-    for (h, w), patch in zip(hw, row["patches"][patches], strict=True):
-        pixels[h, :, w] = patch.reshape(side, side, 3)
-    picture = Image.fromarray(pixels.reshape(rows * side, cols * side, 3))
-    alt = f"Image {number} of the row, {rows} x {cols} tokens of {side} x {side} pixels"
-    grid = element("span", class_="grid", style=f"--rows:{rows};--cols:{cols}")
-    return element("span", image(picture, alt), grid, class_="patches", title=alt)
-
-
-def _swatch(colour: np.ndarray) -> Html:
-    red, green, blue, alpha = (int(value) for value in colour)
-    return join(element("i", style=f"background:rgb({red} {green} {blue} / {alpha / 255:.2f})"), " ")
+def intervals(row: Row, mask_kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [L] each: first key, and the one after the last, of every query; from the model's function."""
+    start, end = mask.MASKS[mask_kind]({name: jnp.asarray(array)[None] for name, array in row.items()})
+    return np.asarray(start)[0], np.asarray(end)[0]

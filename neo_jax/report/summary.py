@@ -4,10 +4,10 @@ import math
 import statistics
 from collections.abc import Iterator
 
+from data_pipelines.page.markup import Child, Html, element, join, table
 from neo_jax import config as config_lib, params as params_lib
 from neo_jax.model.transformer import Transformer
 from neo_jax.report.charts import smooth
-from neo_jax.report.markup import Child, Html, element, join, table
 from neo_jax.report.run import Run
 
 # Image -> caption retrieval by linear maps, fitted on three styles of the quickstart's drawings and tested

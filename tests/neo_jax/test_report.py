@@ -6,53 +6,32 @@ import math
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from data_pipelines.loader import read_drawings
+from data_pipelines.page import markup
 from neo_jax import stages as stages_lib, workdir as workdir_lib
-from neo_jax.report import charts, markup
+from neo_jax.report import charts
+from tests import browser
 
-CHROMIUM_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--virtual-time-budget=5000",
-)
 HOSTILE = "<script>throw 'x'</script> & \"quotes\" <img src=x>"
 
-# Goes into the page's head: collects errors of scripts and resources, uses every chart, and writes what it
-# saw into the document, where --dump-dom shows it.
-PROBE = """<script>
-const errors = [];
-addEventListener("error", event => errors.push(String(event.message || event.target.src)), true);
-addEventListener("load", () => {
+# Uses every chart and the first legend.
+PROBE = """
   const plots = [...document.querySelectorAll("[data-chart]")];
   for (const plot of plots) {
     const box = plot.getBoundingClientRect();
     const [x, y] = [box.left + box.width / 2, box.top + 1];
     plot.dispatchEvent(new PointerEvent("pointermove", {clientX: x, clientY: y}));
   }
-  const tips = plots.map(plot => plot.querySelector(".tip").textContent);
+  found.tips = plots.map(plot => plot.querySelector(".tip").textContent);
   const button = document.querySelector(".legend button");
   button.click();
-  const found = {
-    errors, tips,
-    images: [...document.images].map(image => [image.alt, image.naturalWidth]),
-    pressed: button.getAttribute("aria-pressed"),
-    hidden: document.querySelectorAll("polyline.off").length,
-    overflow: document.documentElement.scrollWidth - innerWidth,
-    outside: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
-  };
-  document.body.dataset.found = JSON.stringify(found);
-});
-</script>"""
+  found.pressed = button.getAttribute("aria-pressed");
+  found.hidden = document.querySelectorAll("polyline.off").length;
+"""
 
 
 def write_metrics(workdir: Path, config) -> None:
@@ -148,36 +127,9 @@ def workdir(tmp_path_factory, quickstart_data) -> Path:
     return workdir
 
 
-class Body(HTMLParser):
-    """Reads the probe's findings out of a dumped document."""
-
-    found: dict
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "body":
-            self.found = json.loads(dict(attrs)["data-found"])
-
-
-def open_in_browser(page: str, folder: Path, width: int) -> dict:
-    """What the probe saw in Chromium."""
-    if not (chromium := shutil.which("chromium")):
-        pytest.fail(
-            "the report is checked in Chromium: install the package 'chromium' (apt-get install chromium)"
-        )
-    path = folder / "probed.html"
-    path.write_text(page.replace("<head>", f"<head>{PROBE}", 1))
-    profile = f"--user-data-dir={folder / 'profile'}"
-    command = [chromium, *CHROMIUM_FLAGS, profile, f"--window-size={width},900", "--dump-dom", path.as_uri()]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    body = Body()
-    body.feed(result.stdout)
-    return body.found
-
-
 @pytest.mark.parametrize("width", [1200, 500])
 def test_page_works_in_a_browser(workdir, tmp_path, width):
-    found = open_in_browser((workdir / "report.html").read_text(), tmp_path, width)
+    found = browser.probe((workdir / "report.html").read_text(), tmp_path, width, PROBE)
     assert found["errors"] == []
     assert found["outside"] == []
     # 24 samples of each of three splits; mask, strips and at least one picture of the packed row.

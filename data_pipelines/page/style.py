@@ -130,6 +130,20 @@ polyline.c5 { stroke-dasharray: 1 4; }
 .legend i.c2, .legend i.c5 { border-top-style: dotted; }
 .legend i.faint { border-top-width: 1px; }
 
+.histogram {
+  display: flex; align-items: flex-end; gap: 1px; height: 150px; margin: 16px 0 30px;
+  border-bottom: 1px solid var(--soft);
+}
+.histogram div {
+  position: relative; flex: 1; max-width: 80px; height: 100%; display: flex; align-items: flex-end;
+}
+.histogram i { width: 100%; min-height: 1px; background: var(--c0); }
+.histogram div:hover i { background: var(--c1); }
+.histogram span {
+  position: absolute; top: 100%; left: 0; padding-top: 6px; font-size: 12px; line-height: 1;
+  color: var(--soft); white-space: nowrap;
+}
+
 .samples {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); gap: 12px; margin: 16px 0;
   padding: 0; list-style: none;
@@ -170,7 +184,7 @@ polyline.c5 { stroke-dasharray: 1 4; }
 .masked span { position: absolute; padding: 0 6px; font-size: 12px; color: var(--soft); white-space: nowrap; }
 .masked .before { transform: translateX(-100%); }
 .strip {
-  display: block; width: 100%; height: 22px; margin: 16px 0 0; image-rendering: pixelated;
+  display: block; width: 100%; height: 36px; margin: 16px 0 0; image-rendering: pixelated;
   outline: 1px solid var(--edge);
 }
 .documents {
