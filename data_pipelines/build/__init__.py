@@ -1,7 +1,5 @@
 """Building a data folder: shards, tokenizer and the manifest that describes and guards them."""
 
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -12,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.build import quickstart, shards
+from data_pipelines.build.manifest import FORMAT, MANIFEST, json_hash, read_manifest, to_text
 from data_pipelines.errors import DataError
 
-MANIFEST = "manifest.json"
-FORMAT = 1
 RECIPES = {"quickstart": quickstart}
+
+__all__ = ["MANIFEST", "RECIPES", "build", "ensure", "json_hash", "read_manifest", "recipe_parameters"]
 
 
 def ensure(data_config: Any) -> dict[str, Any]:
@@ -74,7 +73,7 @@ def build(folder: Path, params: dict[str, Any]) -> dict[str, Any]:
             "parameters": params,
         } | RECIPES[params["recipe"]].build(temporary, params)
         manifest["data_hash"] = json_hash([manifest["shards"], manifest["tokenizer"]])
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        (temporary / MANIFEST).write_text(to_text(manifest))
         temporary.chmod(0o755)
         os.replace(temporary, folder)
     except OSError as error:
@@ -88,23 +87,6 @@ def build(folder: Path, params: dict[str, Any]) -> dict[str, Any]:
     summary = ", ".join(f"{split} {n}" for split, n in counts.items())
     print(f"built {folder} in {time.monotonic() - start:.0f} s: {summary}", file=sys.stderr)
     return manifest
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises DataError if the manifest is missing, not JSON or of another format."""
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); delete the folder to build it again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{path}: not a manifest of format {FORMAT}; delete the folder to build it again")
-    return manifest
-
-
-def json_hash(value: Any) -> str:
-    """Returns the sha256 of a JSON value, independent of key order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _difference(built: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """ArrayRecord shards on disk: written whole, described by size and hash, checked before use."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,27 @@ def write(folder: Path, split: str, source: str, drawings: Sequence[Drawing]) ->
     for shard in range(num_shards):
         part = drawings[shard * RECORDS_PER_SHARD : (shard + 1) * RECORDS_PER_SHARD]
         file = f"{split}/{source}-{shard:05}-of-{num_shards:05}.array_record"
-        try:
-            # One record per chunk: any record can be read alone. Images are compressed already.
-            writer = array_record_module.ArrayRecordWriter(str(folder / file), "group_size:1,uncompressed")
-            for drawing in part:
-                writer.write(drawing.to_bytes())
-            writer.close()
-        except RuntimeError as error:  # how ArrayRecord reports a full disk
-            raise DataError(f"cannot write {folder / file}: {error}") from error
-        entry = {"file": file, "split": split, "source": source, "records": len(part)}
-        entries.append(entry | describe(folder / file))
+        entry = {"file": file, "split": split, "source": source}
+        entries.append(entry | write_records(folder / file, (drawing.to_bytes() for drawing in part)))
     return entries
+
+
+def write_records(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
+    """Writes an ArrayRecord file; returns its {"records", "bytes", "sha256"}. Equal records give equal bytes.
+
+    Raises DataError if the disk is full.
+    """
+    number = 0
+    # One record per chunk: any record can be read alone. What is in them is compressed already.
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    try:
+        for record in records:
+            writer.write(record)
+            number += 1
+        writer.close()
+    except RuntimeError as error:  # how ArrayRecord reports a full disk
+        raise DataError(f"cannot write {path}: {error}") from error
+    return {"records": number} | describe(path)
 
 
 def describe(path: Path) -> dict[str, Any]:

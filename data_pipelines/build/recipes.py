@@ -1,0 +1,57 @@
+"""The named recipes; `--recipe=FILE.py` reads one from a file that defines `get_recipe()`.
+
+from data_pipelines.build.recipe import Recipe
+
+def get_recipe():
+    return Recipe("mine", stages=(...), dedup=(...))
+"""
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+from data_pipelines.build import dedup, filters
+from data_pipelines.build.recipe import Recipe
+from data_pipelines.errors import DataError
+
+
+def keep() -> Recipe:
+    """Everything that can be used at all: for data that is clean already."""
+    return Recipe("keep", stages=(filters.NotEmpty(), filters.ImageSize()))
+
+
+def web() -> Recipe:
+    """Image-text pairs from the web: the filters of ALIGN and LAION, then duplicates by image and by text."""
+    return Recipe(
+        "web",
+        stages=(
+            filters.NotEmpty(),
+            filters.TextLength(min_chars=5, max_chars=4_000, max_words=1_000),
+            filters.Repetition(),
+            filters.Language(("en",)),
+            filters.ImageSize(min_side=64, max_aspect=3.0, min_bytes=1_000),
+            filters.Decodable(),
+        ),
+        dedup=(dedup.ExactImage(), dedup.SimilarImage(), dedup.ExactText(), dedup.SimilarText()),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"keep": keep, "web": web}
+
+
+def get(name: str) -> Recipe:
+    """Returns a named recipe, or that of a file. Raises DataError if there is none."""
+    if name in RECIPES:
+        return RECIPES[name]()
+    if not name.endswith(".py"):
+        raise DataError(
+            f"unknown recipe {name!r}; there are quickstart, {', '.join(RECIPES)} and files FILE.py"
+        )
+    if not Path(name).is_file():
+        raise DataError(f"{name}: no such file")
+    made = runpy.run_path(name).get("get_recipe", lambda: None)()
+    if not isinstance(made, Recipe):
+        raise DataError(
+            f"{name}: must define get_recipe(), which returns a data_pipelines.build.recipe.Recipe"
+        )
+    return made
