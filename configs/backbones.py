@@ -7,6 +7,7 @@ They set width, depth, heads, feed-forward network, norms, biases, vocabulary an
 attention over one-dimensional positions; a family then changes what it changes. Numbers are those of the
 published config.json files of the models, checked against their published parameter counts in
 tests/neo_jax/test_configs.py.
+`full_size` sets what has nothing to do with the model.
 """
 
 from ml_collections import ConfigDict
@@ -32,9 +33,9 @@ def qwen2p5_7b(m: ConfigDict) -> None:
 
 
 def mistral_7b(m: ConfigDict) -> None:
-    """Mistral-7B-v0.1: 7.24 B parameters; a query sees the 4096 keys before it."""
+    """Mistral-7B-v0.1: 7.24 B parameters; a query sees 4096 keys, itself among them."""
     _fill(m, layers=32, hidden=4096, mlp=14336, heads=32, kv_heads=8, vocab=32000)
-    m.norm_eps, m.coords.rope_theta, m.sliding_window = 1e-5, 1e4, 4096
+    m.norm_eps, m.coords.rope_theta, m.sliding_window = 1e-5, 1e4, 4095
 
 
 def llama2_7b(m: ConfigDict) -> None:
@@ -56,6 +57,14 @@ def persimmon_8b(m: ConfigDict) -> None:
     m.norm, m.norm_eps, m.qk_norm = "layer", 1e-5, "layer"
     m.attention_bias, m.mlp, m.mlp_bias = ("q", "k", "v", "o"), "relu2", True
     m.coords.rope_theta, m.coords.rotary_fraction = 25000.0, 0.5
+
+
+def full_size(c: ConfigDict, path: str, devices: int) -> None:
+    """What an experiment on a whole backbone needs: data of their own, bfloat16, sharded weights."""
+    c.data.path, c.data.recipe, c.data.augment = path, "", False
+    c.eval.splits = ()
+    c.model.dtype, c.model.remat_policy = "bfloat16", "full"
+    c.mesh.num_devices = c.mesh.fsdp = devices
 
 
 def _fill(

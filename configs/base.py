@@ -65,6 +65,7 @@ def model() -> ConfigDict:
     c.embed.rotate = True  # conv_gelu_conv: 2-D rotation of those channels (NEO); EVEv2 has none
     c.embed.rope_theta = 10000.0  # its base
     c.embed.bias = False  # linear_patch: a bias
+    c.embed.norm = True  # unshuffle_mlp: a LayerNorm before the MLP (Mono-InternVL); HoVLE has none
     c.embed.tile_size = 448  # unshuffle_mlp: pixels per side of the tiles that images are cut into
     c.embed.slots = 0  # learned vectors for SLOT positions, by number (EVEv2: 0 class, 1 end of a row)
     c.embed.merge = "replace"  # a patch replaces its token's word embedding, or "add"s to it (SOLO)
@@ -96,6 +97,7 @@ def data() -> ConfigDict:
     c.vocab_size = 2048  # size of the BPE trained on the captions
     c.image_size = 128  # pixels per side at which drawings are rendered and stored
     c.template = "plain"  # what a family writes around text and images (data_pipelines/template.py)
+    c.special_tokens = ()  # names that are appended to the vocabulary where it lacks them, in this order
     c.layout = "neo"  # how an image lies in the token table: markers, row ends (data_pipelines/layout.py)
     c.resize = "neo"  # how large an image becomes (data_pipelines/resize.py)
     c.resize_canvas = (1080, 1920)  # fuyu: height and width; scaled to an area of stage.max_pixels
@@ -160,7 +162,7 @@ def stage(steps: int, **changes: object) -> ConfigDict:
     c.tags_share = 1.0  # share of training documents with tags; the others break off after the label's line
     c.parallel_share = 0.0  # share of training documents whose caption is predicted without seeing it (CapPa)
     c.loss_reduction = "square"  # weight of one of a document's n tokens: token 1, sample 1/n, square n**-0.5
-    c.schedule = "cosine"  # warm-up, then cosine down to min_lr_ratio * peak_lr
+    c.schedule = "cosine"  # warm-up, then "cosine" or "linear" down to min_lr_ratio * peak_lr
     c.peak_lr = 1e-3  # learning rate at the end of the warm-up
     c.min_lr_ratio = 0.1  # learning rate at the last step, as a share of peak_lr
     c.warmup_steps = 100  # linear from 0 to peak_lr

@@ -6,9 +6,9 @@
 
 Model: every size is the published code's or Qwen3's; 2.897 B parameters, as the released files have, with a
 head of its own. Stages: table 5 of the paper (steps, rates, schedules, warm-up, pixels, sample length, share
-of text). The released scripts differ: b2 0.95; rates 8e-4, 5e-5, 6e-5; floors 0.1, 0.2, 0.1; 200k, 50k,
-4.5k steps; at most 2048^2, 4096^2 and 4096^2 pixels. Gradient clipping, the "square" loss reduction and
-the rotary base of the patch embedding come from the code.
+of text). The released scripts differ: b2 0.95; rates 8e-4, 5e-5, 6e-5; floors 0.1, 0.2, 0.1; 200k, 50k, 4.5k
+steps; at most 2048^2, 4096^2 and 4096^2 pixels. Gradient clipping, the "square" loss reduction and the rotary
+base of the patch embedding come from the code.
 
 Guesses: rows are 8192 tokens long, the paper's longest sample, and batch_size is so many of them that they
 hold about the published number of samples (2560, 1200 and 650, at 600 to 1,500 tokens each); 6,144 of a row's
@@ -47,15 +47,11 @@ def neo(m: ConfigDict, pre_buffer: int) -> None:
     m.coords.kind, m.coords.rope_theta_hw = "thw", 1e4
     m.embed.kind, m.embed.patch_size, m.embed.merge_size, m.embed.hidden_size = "conv_gelu_conv", 16, 2, 1024
     m.embed.rotate, m.embed.rope_theta = True, 1e4
-    m.dtype, m.remat_policy = "bfloat16", "full"
 
 
 def stages(c: ConfigDict) -> None:
     """Data, devices and the paper's stages, which both sizes share."""
-    c.data.path, c.data.recipe = "data/neo", ""
-    c.data.augment = False
-    c.eval.splits = ()
-    c.mesh.num_devices = c.mesh.fsdp = 128  # the paper's 16 machines of 8
+    backbones.full_size(c, "data/neo", devices=128)  # the paper's 16 machines of 8
     budgets = dict(row_tokens=8192, row_patches=6144, min_pixels=256**2)
     adamw = dict(b1=0.9, b2=0.999, adam_eps=1e-8, weight_decay=0.01, clip_norm=1.0)
     c.stages = ("pretrain", "midtrain", "sft")
@@ -64,6 +60,7 @@ def stages(c: ConfigDict) -> None:
         mixture=ConfigDict({"captions": 0.7, "text": 0.3}),
         trainable=NEW_PARTS,
         batch_size=256,
+        accumulate=2,
         max_pixels=1024**2,
         peak_lr=8e-4,
         min_lr_ratio=0.05,
@@ -75,6 +72,7 @@ def stages(c: ConfigDict) -> None:
         50_000,
         mixture=ConfigDict({"midtrain": 0.7, "text": 0.3}),
         batch_size=256,
+        accumulate=2,
         max_pixels=2048**2,
         peak_lr=4e-5,
         min_lr_ratio=0.1,

@@ -28,28 +28,31 @@ def shrink(c: ConfigDict, arg: str) -> ConfigDict:
 def tiny(c: ConfigDict) -> None:
     """Sizes: of the model, where grouped heads and a pre-buffer stay if it has them, of rows and images."""
     m = c.model
+    m.embed.hidden_size = 64 if m.embed.hidden_size == m.hidden_size else 32
     m.hidden_size, m.mlp_size = 64, 128
     m.num_layers, m.pre_buffer = (3, 1) if m.pre_buffer else (2, 0)
     m.num_kv_heads = 4 if m.num_kv_heads == m.num_heads else 2
     m.num_heads, m.head_dim = 4, 16
-    m.vocab_size = base.model().vocab_size
+    m.vocab_size = base.model().vocab_size + len(c.data.special_tokens)
     m.init_std = 0.08  # about 1 / sqrt(hidden_size), as 0.02 is at full width
     m.dtype = "float32"
     m.sliding_window = min(m.sliding_window, 64)
     m.embed.merge_size = min(m.embed.merge_size, 2)
     m.embed.patch_size = TOKEN_SIDE // m.embed.merge_size
-    m.embed.hidden_size, m.embed.tile_size = 32, IMAGE_SIDE
+    m.embed.tile_size = IMAGE_SIDE
+    m.route.visual_share = min(m.route.visual_share, 0.5)
+    c.data.resize_canvas, c.data.resize_grid = (IMAGE_SIDE, IMAGE_SIDE), (IMAGE_SIDE // 2, TOKEN_SIDE // 2)
     c.mesh = base.mesh()
     for name in c.stages:
         stage = c.stage[name]
         stage.batch_size, stage.accumulate = 4, 1
-        stage.row_tokens, stage.row_patches = 192, 72
+        stage.row_tokens, stage.row_patches = 192 + 2 * m.embed.slots, 72
         stage.min_pixels = stage.max_pixels = IMAGE_SIDE**2
 
 
 def smoke(c: ConfigDict) -> None:
     """Of a tiny config: the quickstart's data, a few steps of each stage, a rate that suits its width."""
-    c.data.path, c.data.recipe = base.data().path, base.data().recipe
+    c.data.path, c.data.recipe, c.data.template = base.data().path, base.data().recipe, "plain"
     for name in c.stages:
         stage = c.stage[name]
         stage.mixture = ConfigDict({"all": 1.0})

@@ -19,7 +19,7 @@ class Vocabulary(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The order is: start, class slot, then per row its patches and its mark, end.
+    """The order is: start, class slot, then per row its patches and its mark, queries, end.
 
     Names are of special tokens. start and end are TEXT and do not belong to the image; a row mark out of the
     vocabulary is a SEPARATOR, a learned vector a SLOT, and both belong to it.
@@ -32,6 +32,7 @@ class Layout:
     row_slot: bool = False  # learned vector after a row
     mark_last: bool = True  # also after the last row
     class_slot: bool = False  # learned vector before the first row
+    queries: int = 0  # learned vectors behind the last row, numbered from 0
 
 
 _NEO = Layout(patch="<IMG_CONTEXT>", start="<img>", end="</img>")
@@ -47,6 +48,7 @@ LAYOUTS = {
     "sail": Layout(patch="<vpatch>", start="<vision>", end="</vision>"),
     "eve": _EVE,
     "evev2": _EVE,
+    "breen": dataclasses.replace(_NEO, queries=144 + 16),
     "fuyu": Layout(patch="|SPEAKER|", row_mark="|NEWLINE|"),
 }
 
@@ -97,6 +99,11 @@ def _image_tokens(
     if layout.class_slot:
         places, grid = np.insert(places, 0, 0, axis=0), np.insert(grid, 0, 1)
         tokens, kinds = np.insert(tokens, 0, CLASS_SLOT), np.insert(kinds, 0, schema.SLOT)
+    if layout.queries:
+        places = np.concatenate([places, np.zeros((layout.queries, 2), int)])
+        grid = np.append(grid, [num_grids] * layout.queries)
+        tokens = np.append(tokens, np.arange(layout.queries))
+        kinds = np.append(kinds, [schema.SLOT] * layout.queries)
     for marker, at in ((start, 0), (end, len(tokens) + (start is not None))):
         if marker is not None:
             places, grid = np.insert(places, at, 0, axis=0), np.insert(grid, at, 0)

@@ -31,7 +31,9 @@ class DocumentMaker:
             raise DataError(f'config.data.template {config.data.template!r}: the only template is "plain"')
         self.side = config.model.embed.patch_size * config.model.embed.merge_size
         self.patch_dim = self.side**2 * 3
-        self.tokenizer = text.Tokenizer(Path(config.data.path) / manifest["tokenizer"]["file"])
+        self.tokenizer = text.Tokenizer(
+            Path(config.data.path) / manifest["tokenizer"]["file"], config.data.special_tokens
+        )
         self._sources: list[str] = manifest["sources"]
         self._locales = tuple(config.data.locales)
         self._augment = config.data.augment

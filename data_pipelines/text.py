@@ -29,11 +29,14 @@ SPECIAL_TOKENS = (
 class Tokenizer:
     """A `tokenizer.json`. Special tokens are looked up by name and never arise from plain text."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, special_tokens: Sequence[str] = ()):
+        """`special_tokens`: names that are appended, in order, where the vocabulary lacks them."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"{path}: not a readable tokenizer.json: {error}") from error
+        new = [name for name in special_tokens if self._tokenizer.token_to_id(name) is None]
+        self._tokenizer.add_special_tokens([tokenizers.AddedToken(name, normalized=False) for name in new])
         self._tokenizer.encode_special_tokens = True  # a caption that contains "<img>" stays text
 
     @property
@@ -60,6 +63,10 @@ class Tokenizer:
     @property
     def image_end(self) -> int:
         return self.special_id(IMAGE_END)
+
+    def to_json(self) -> str:
+        """The `tokenizer.json` of this vocabulary, appended tokens included."""
+        return self._tokenizer.to_str(pretty=True)
 
     def special_id(self, name: str) -> int:
         """Returns a special token's id. Raises DataError if the vocabulary lacks it."""

@@ -28,7 +28,18 @@ def cosine(stage: ConfigDict) -> Schedule:
     return rate
 
 
-SCHEDULES = {"cosine": cosine}
+def linear(stage: ConfigDict) -> Schedule:
+    """Linear warm-up from 0, then a straight line to min_lr_ratio * peak_lr at the last step."""
+
+    def rate(step: jax.Array) -> jax.Array:
+        warmup, peak, floor = stage.warmup_steps, stage.peak_lr, stage.min_lr_ratio
+        progress = jnp.clip((step - warmup) / max(1, stage.steps - warmup), 0, 1)
+        return peak * jnp.where(step < warmup, step / max(1, warmup), 1 - progress * (1 - floor))
+
+    return rate
+
+
+SCHEDULES = {"cosine": cosine, "linear": linear}
 
 
 def adamw(

@@ -89,7 +89,9 @@ def load(workdir: pathlib.Path, config: FrozenConfigDict, step: int | None = Non
         stage=stages_lib.at(stages_lib.plan(config), step - 1),
         model=model,
         params=params,
-        tokenizer=Tokenizer(pathlib.Path(config.data.path) / manifest["tokenizer"]["file"]),
+        tokenizer=Tokenizer(
+            pathlib.Path(config.data.path) / manifest["tokenizer"]["file"], config.data.special_tokens
+        ),
         mesh=jax.sharding.Mesh(np.reshape([device], [1] * len(mesh_lib.AXES)), mesh_lib.AXES),
     )
 

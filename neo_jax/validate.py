@@ -40,7 +40,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.layout": tuple(LAYOUTS),
     "data.resize": tuple(RESIZES),
     "stage.*.loss_reduction": ("token", "sample", "square"),
-    "stage.*.schedule": ("cosine",),
+    "stage.*.schedule": ("cosine", "linear"),
 }
 
 # Numbers are positive unless listed here: field -> (what the value must be, test).
@@ -72,7 +72,7 @@ _RANGES: dict[str, _Range] = {
     "stage.*.weight_decay": _NOT_NEGATIVE,
 }
 
-_MAY_BE_EMPTY = {"data.recipe", "eval.splits", "model.attention_bias"}
+_MAY_BE_EMPTY = {"data.recipe", "data.special_tokens", "eval.splits", "model.attention_bias"}
 _MIN_CAPTION_TOKENS = 16  # a row that cannot hold one image and this much text is a mistake
 
 
@@ -113,9 +113,10 @@ def _check_model(model: FrozenConfigDict, data: FrozenConfigDict) -> None:
         _check(projection in "qkvo", f"model.attention_bias: {projection!r} is none of q, k, v, o")
     _check_coords(model)
     _check_embed(model.embed)
+    appended = f" and {len(data.special_tokens)} data.special_tokens" if data.special_tokens else ""
     _check(
-        model.vocab_size >= data.vocab_size,
-        f"model.vocab_size: {model.vocab_size} is less than data.vocab_size = {data.vocab_size}",
+        model.vocab_size >= data.vocab_size + len(data.special_tokens),
+        f"model.vocab_size: {model.vocab_size} is less than data.vocab_size = {data.vocab_size}{appended}",
     )
 
 

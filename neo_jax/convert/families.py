@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from neo_jax.convert.backbones import BACKBONES
+from neo_jax.convert.breen import BREEN
 from neo_jax.convert.fuyu import FUYU
+from neo_jax.convert.hovle import HOVLE
+from neo_jax.convert.mono_internvl import MONO_INTERNVL
 from neo_jax.convert.neo import NEO
 from neo_jax.convert.solo import SOLO
 from neo_jax.convert.table import Family
@@ -15,6 +18,9 @@ FAMILIES: dict[str, Family] = {
     "neo": NEO,
     "solo": SOLO,
     "fuyu": FUYU,
+    "mono_internvl": MONO_INTERNVL,
+    "hovle": HOVLE,
+    "breen": BREEN,
     **BACKBONES,
 }
 

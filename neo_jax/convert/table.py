@@ -84,6 +84,12 @@ def _grouped_to_hf(parts: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
     return np.concatenate([part.reshape(K, -1, d, *inputs) for part in rows], axis=1).reshape(shape)
 
 
+def _after_class_to_hf(parts: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
+    x: np.ndarray = np.zeros(shape, parts[0].dtype)
+    x[0, 1:] = parts[0]
+    return x
+
+
 TRANSFORMS: dict[str, Transform] = {
     # The same numbers in the same order.
     "copy": Transform(lambda x, shapes: [x.reshape(shapes[0])], lambda parts, shape: parts[0].reshape(shape)),
@@ -102,6 +108,8 @@ TRANSFORMS: dict[str, Transform] = {
     ),
     # Matrices or biases of the same inputs below each other.
     "below": Transform(_below, _below_to_hf),
+    # Positions (1, 1 + n, C), the first of a class vector that nothing reads; it is written as 0 (InternVL).
+    "after_class": Transform(lambda x, shapes: [x[0, 1:].reshape(shapes[0])], _after_class_to_hf),
     # Queries, keys and values, or their biases, grouped by key/value head (InternLM2; Persimmon, G = 1).
     "grouped_qkv": Transform(_grouped, _grouped_to_hf),
 }

@@ -97,7 +97,7 @@ class ConvGeluConv(nnx.Module):
 
 
 class UnshuffleMLP(nnx.Module):
-    """conv p x p + learned position in the tile -> m x m patches side by side -> LayerNorm, MLP.
+    """conv p x p + learned position in the tile -> m x m patches side by side -> (LayerNorm,) MLP.
 
     The embedding of InternVL's native descendants, Mono-InternVL and HoVLE (methods.md 1.3, 1.4): an image is
     cut into tiles of `tile_size` pixels, each an image of its own in the token table.
@@ -112,7 +112,8 @@ class UnshuffleMLP(nnx.Module):
         self.patch = Linear({"pixels": self.pixels.size}, {"vision": C}, patch_init, patch_init)
         self.positions = parameter((self.grid**2, C), ("positions", "vision"), normal(1.0))
         merged = C * self.merge_size**2
-        self.norm = LayerNorm(merged, "vision", 1e-5)
+        if embed.norm:
+            self.norm = LayerNorm(merged, "vision", 1e-5)
         up_init, out_init = uniform(1 / math.sqrt(merged)), uniform(1 / math.sqrt(D))
         self.up = Linear({"vision": merged}, {"mlp": D}, up_init, up_init)
         self.out = Linear({"mlp": D}, {"embed": D}, out_init, out_init)
@@ -121,7 +122,8 @@ class UnshuffleMLP(nnx.Module):
         x = self.patch(self.pixels(batch["patches"]).astype(self.dtype))
         hw = inner_hw(batch["patch_hw"], self.merge_size)
         x = x + self.positions[...].astype(x.dtype)[hw[..., 0] * self.grid + hw[..., 1]]
-        x = self.norm(x.reshape(*x.shape[:2], -1))
+        x = x.reshape(*x.shape[:2], -1)
+        x = self.norm(x) if hasattr(self, "norm") else x
         return show(self.out(jax.nn.gelu(self.up(x), approximate=False)), batch)
 
 

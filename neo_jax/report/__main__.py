@@ -49,7 +49,9 @@ def render(run: run_lib.Run) -> str:
 
 def _packed_row(run: run_lib.Run) -> Html:
     row, source_names = rows.first_row(run.config)
-    tokenizer = Tokenizer(pathlib.Path(run.config.data.path) / run.manifest["tokenizer"]["file"])
+    tokenizer = Tokenizer(
+        pathlib.Path(run.config.data.path) / run.manifest["tokenizer"]["file"], run.config.data.special_tokens
+    )
     side = run.config.model.embed.patch_size * run.config.model.embed.merge_size
     stage = run.stages[-1].name
     return join(

@@ -148,3 +148,12 @@ def test_sail_has_markers_but_no_rows():
     np.testing.assert_array_equal(
         image_tokens(LAYOUTS["sail"], ids, 2, 3, 1).tokens, [7, 8, 8, 8, 8, 8, 8, 9]
     )
+
+
+def test_breen_has_queries_behind_the_image():
+    ids = Ids({"<img>": 7, "<IMG_CONTEXT>": 8, "</img>": 9})
+    image = image_tokens(LAYOUTS["breen"], ids, 1, 2, 1)
+    np.testing.assert_array_equal(image.tokens, [7, 8, 8, *range(160), 9])
+    np.testing.assert_array_equal(image.grid, [0, *[1] * 162, 0])
+    kinds = [schema.TEXT, *[schema.PATCH] * 2, *[schema.SLOT] * 160, schema.TEXT]
+    np.testing.assert_array_equal(image.kinds, kinds)

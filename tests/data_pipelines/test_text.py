@@ -144,3 +144,16 @@ def test_bad_tokenizer_file(tmp_path):
 def test_missing_special_token(tokenizer):
     with pytest.raises(DataError, match="no special token '<box>'"):
         tokenizer.special_id("<box>")
+
+
+def test_special_tokens_are_appended_where_they_are_missing(tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(tokenizer.to_json())
+    longer = text.Tokenizer(path, ["<vision>", "<img>", "</vision>"])
+    assert longer.special_id("<vision>") == tokenizer.size
+    assert longer.special_id("</vision>") == tokenizer.size + 1 == longer.size - 1
+    assert longer.image_start == tokenizer.image_start
+    # They never arise from text, which reads as before.
+    assert longer.encode("a <vision> red") == tokenizer.encode("a <vision> red")
+    path.write_text(longer.to_json())
+    assert text.Tokenizer(path).special_id("</vision>") == longer.special_id("</vision>")

@@ -6,6 +6,8 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 from ml_collections import FrozenConfigDict
 
 from configs import base
@@ -37,6 +39,19 @@ def test_schedules_equal_the_recorded_ones(rules):
         )
         for step, expected in recorded["step_lr"]:
             np.testing.assert_allclose(rate(step), expected, rtol=1e-5, atol=1e-6 * recorded["peak_lr"])
+
+
+def test_linear_schedule_equals_that_of_transformers():
+    """The one SOLO tunes with; it has no floor, ours may."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-5)
+    theirs = transformers.get_linear_schedule_with_warmup(optimizer, 7, 50)
+    ours = optim.linear(stage(50, peak_lr=1e-5, warmup_steps=7, min_lr_ratio=0.0))
+    for step in range(50):
+        np.testing.assert_allclose(ours(step), theirs.get_last_lr()[0], rtol=1e-5, atol=1e-12)
+        optimizer.step()
+        theirs.step()
+    with_floor = optim.linear(stage(50, peak_lr=1e-5, warmup_steps=7, min_lr_ratio=0.2))
+    np.testing.assert_allclose(with_floor(50), 2e-6, rtol=1e-5)
 
 
 def test_decay_groups_equal_neo_but_for_the_norms_it_missed(rules, golden_dir):
