@@ -11,6 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -102,8 +103,35 @@ def check_declared(data: bytes, declared: str) -> None:
         )
 
 
-def open_image(data: bytes, name: str = "image", limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+class Header(NamedTuple):
+    """What a file tells before its pixels are decoded."""
+
+    kind: str  # its format
+    height: int  # of the upright picture
+    width: int
+    orientation: int  # EXIF, 1 = upright as stored
+    plain: bool  # a JPEG in colour without EXIF: decoded by the quickest way
+
+
+def read_header(data: bytes, name: str = "image", limits: Limits = DEFAULT_LIMITS) -> Header:
     """Reads the header only. Raises Reject, naming the image, if it is not one or beyond the limits."""
+    kind = sniff(data)
+    if kind == "JPEG" and len(data) <= limits.max_bytes and data.find(b"Exif\0", 0, _EXIF_WITHIN) < 0:
+        with contextlib.suppress(ValueError):
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            _check_size(height, width, name, limits)
+            return Header(kind, height, width, 1, plain=colours in ("YCbCr", "RGB"))
+    image = open_image(data, name, limits)
+    orientation = _orientation(image)
+    height, width = image.size if orientation in (5, 6, 7, 8) else image.size[::-1]
+    return Header(kind, height, width, orientation, plain=False)
+
+
+_EXIF_WITHIN = 1 << 17  # bytes; it is one of the first segments, of at most 64 KB each
+
+
+def open_image(data: bytes, name: str = "image", limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+    """Opens a file with Pillow, which reads its header only. Raises Reject like `read_header`."""
     kind = sniff(data)
     if not kind:
         raise Reject("not_image", f"{name}: not a readable image ({', '.join(FORMATS)})")
@@ -115,14 +143,18 @@ def open_image(data: bytes, name: str = "image", limits: Limits = DEFAULT_LIMITS
         image = Image.open(io.BytesIO(data), formats=(kind,))
     except Exception as error:  # whatever a hostile header makes of Pillow's parsers
         raise _broken(data, kind, name, error) from error
-    size = f"{image.width}x{image.height} pixels"
-    if image.width * image.height > limits.max_pixels:
-        raise Reject("bomb", f"{name}: {size}, more than {limits.max_pixels}; shrink it first")
-    if min(image.size) < max(limits.min_side, 1):
-        raise Reject("too_small", f"{name}: {size}, less than {limits.min_side} on a side")
-    if max(image.size) > limits.max_aspect * min(image.size):
-        raise Reject("aspect", f"{name}: {size}, more than {limits.max_aspect:g} times as long as wide")
+    _check_size(image.height, image.width, name, limits)
     return image
+
+
+def _check_size(height: int, width: int, name: str, limits: Limits) -> None:
+    size = f"{width}x{height} pixels"
+    if height * width > limits.max_pixels:
+        raise Reject("bomb", f"{name}: {size}, more than {limits.max_pixels}; shrink it first")
+    if min(height, width) < max(limits.min_side, 1):
+        raise Reject("too_small", f"{name}: {size}, less than {limits.min_side} on a side")
+    if max(height, width) > limits.max_aspect * min(height, width):
+        raise Reject("aspect", f"{name}: {size}, more than {limits.max_aspect:g} times as long as wide")
 
 
 def decode(data: bytes, name: str = "image", limits: Limits = DEFAULT_LIMITS) -> Image.Image:
@@ -130,18 +162,18 @@ def decode(data: bytes, name: str = "image", limits: Limits = DEFAULT_LIMITS) ->
 
     Returns RGB, or RGBA where it has transparency. Raises Reject naming the image.
     """
-    image = open_image(data, name, limits)
-    kind, orientation = image.format or "", _orientation(image)
-    if kind == "JPEG" and image.mode == "RGB":
+    header = read_header(data, name, limits)
+    if header.plain:
         # The same pixels as Pillow's (both are libjpeg-turbo's), in two thirds of the time. It is stricter
         # than Pillow, which decides what can still be shown.
         with contextlib.suppress(ValueError):
-            image = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
+            return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
+    image = open_image(data, name, limits)
     try:
         image = _to_rgb(image)
     except Exception as error:
-        raise _broken(data, kind, name, error) from error
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        raise _broken(data, header.kind, name, error) from error
+    return image.transpose(_UPRIGHT[header.orientation]) if header.orientation in _UPRIGHT else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -246,11 +278,9 @@ def make_picture(
     Raises:
         Reject: if the header shows that it cannot be used; `load_patches`, if only decoding does.
     """
-    header = open_image(data, name, limits)
-    turned = _orientation(header) in (5, 6, 7, 8)
-    height, width = header.size if turned else header.size[::-1]
+    header = read_header(data, name, limits)
     try:
-        plan = to.plan(height, width)
+        plan = to.plan(header.height, header.width)
     except Reject as error:
         raise Reject(error.reason, f"{name}: {error}") from error
 
@@ -260,7 +290,7 @@ def make_picture(
             return cut(flatten(image), plan, to)
         return cut(_augment(image, plan.height, plan.width, augment_seed), plan, to)
 
-    return Picture(plan.rows, plan.cols, load_patches, plan.num_grids, plan.height / height)
+    return Picture(plan.rows, plan.cols, load_patches, plan.num_grids, plan.height / header.height)
 
 
 def cut(image: Image.Image, plan: Plan, to: Resize) -> np.ndarray:

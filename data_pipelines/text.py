@@ -1,6 +1,6 @@
 """Tokenizer and documents: how pictures and pieces of text become one token table."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import tokenizers
 from data_pipelines import schema
 from data_pipelines.errors import DataError
 from data_pipelines.images import Picture
-from data_pipelines.layout import LAYOUTS, image_tokens
+from data_pipelines.layout import LAYOUTS, ImageTokens, image_tokens
 from data_pipelines.positions import POSITIONS
 from data_pipelines.template import IM_END, IM_START, IMAGE, Piece
 
 END_OF_TEXT = "<|endoftext|>"
+_SHORT, _MAX_SHORT = 24, 4096  # characters of a text whose ids are kept, how many such texts
 IMAGE_CONTEXT, IMAGE_START, IMAGE_END = "<IMG_CONTEXT>", "<img>", "</img>"
 SPECIAL_TOKENS = (
     END_OF_TEXT,
@@ -37,7 +38,18 @@ class Tokenizer:
             raise DataError(f"{path}: not a readable tokenizer.json: {error}") from error
         new = [name for name in special_tokens if self._tokenizer.token_to_id(name) is None]
         self._tokenizer.add_special_tokens([tokenizers.AddedToken(name, normalized=False) for name in new])
+        self._prepare()
+
+    def _prepare(self) -> None:
         self._tokenizer.encode_special_tokens = True  # a caption that contains "<img>" stays text
+        self._short: dict[str, list[int]] = {}  # ids of texts that templates repeat
+
+    def __getstate__(self) -> tokenizers.Tokenizer:
+        return self._tokenizer
+
+    def __setstate__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._prepare()  # the library's own pickle forgets its setting
 
     @property
     def size(self) -> int:
@@ -82,7 +94,13 @@ class Tokenizer:
         return {id_: token.content for id_, token in added.items() if token.special}
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        if len(text) > _SHORT:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        if text not in self._short:
+            if len(self._short) >= _MAX_SHORT:
+                self._short.clear()
+            self._short[text] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return list(self._short[text])
 
     def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
         """Returns ids and, for each, the index in `text` behind its last character."""
@@ -193,38 +211,44 @@ def build_document(
     """
     if len(pictures) != pieces.count(IMAGE):
         raise DataError(f"{name}: {len(pictures)} pictures for {pieces.count(IMAGE)} <image> markers")
-    parts: list[tuple[np.ndarray, ...]] = []  # tokens, kinds, image_ids, hw, supervised
-    patch_hw: list[np.ndarray] = [np.zeros((0, 2), np.int32)]
-    remaining, num_images = iter(pictures), 0
+    groups: list[tuple[np.ndarray | list[int], np.ndarray | bool, ImageTokens | None]] = []
+    remaining = iter(pictures)
     for group in _groups(pieces):
         if group[0] == IMAGE:
             picture = next(remaining)
             image = image_tokens(LAYOUTS[layout], tokenizer, picture.rows, picture.cols, picture.num_grids)
-            number = np.where(image.grid > 0, image.grid + num_images, 0)
-            num_images += picture.num_grids
-            parts.append((image.tokens, image.kinds, number, image.hw, np.zeros(len(number), bool)))
-            patch_hw.append(image.patch_hw)
+            groups.append((image.tokens, False, image))
         else:
-            ids, supervised = _encode(tokenizer, group)
-            n = len(ids)
-            parts.append((ids, np.full(n, schema.TEXT), np.zeros(n, int), np.zeros((n, 2), int), supervised))
+            groups.append((*_encode(tokenizer, group), None))
 
-    empty: np.ndarray = np.zeros(0, int)
-    parts.append((empty, empty, empty, np.zeros((0, 2), int), np.zeros(0, bool)))
-    tokens, kinds, image_ids, hw, supervised = (np.concatenate(column) for column in zip(*parts, strict=True))
-    tokens = tokens.astype(np.int32)
+    n = sum(len(ids) for ids, *_ in groups)
+    tokens: np.ndarray = np.empty(n, np.int32)
+    kinds: np.ndarray = np.full(n, schema.TEXT, np.int32)
+    image_ids: np.ndarray = np.zeros(n, np.int32)
+    hw: np.ndarray = np.zeros((n, 2), np.int32)
+    supervised: np.ndarray = np.zeros(n, bool)
+    patch_hw: list[np.ndarray] = [np.zeros((0, 2), np.int32)]
+    start = 0
+    for ids, learnt, laid_out in groups:
+        span = slice(start, start + len(ids))
+        tokens[span], supervised[span] = ids, learnt
+        if laid_out is not None:
+            kinds[span], hw[span] = laid_out.kinds, laid_out.hw
+            image_ids[span] = np.where(laid_out.grid > 0, laid_out.grid + image_ids.max(), 0)
+            patch_hw.append(laid_out.patch_hw)
+        start = span.stop
     token_weights = supervised * reduction_weight(int(supervised.sum()), reduction)
     shown = np.where(supervised, tokenizer.end_of_text, tokens).astype(np.int32) if parallel else tokens
     return schema.Document(
         name=name,
         tokens=shown,
-        kinds=kinds.astype(np.int32),
-        image_ids=image_ids.astype(np.int32),
+        kinds=kinds,
+        image_ids=image_ids,
         coords=POSITIONS[coords](image_ids, hw, delta),
-        targets=np.append(tokens[1:], 0).astype(np.int32),
-        loss_weights=np.append(token_weights[1:], 0).astype(np.float32),
+        targets=_next(tokens),
+        loss_weights=_next(token_weights.astype(np.float32)),
         patch_hw=np.concatenate(patch_hw),
-        load_patches=lambda: np.concatenate([picture.load_patches() for picture in pictures]),
+        load_patches=pictures[0].load_patches if len(pictures) == 1 else _load_all(pictures),
         source_id=source_id,
         num_separators=sum(piece.separator for piece in pieces),
     )
@@ -242,16 +266,27 @@ def _groups(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
         yield group
 
 
-def _encode(tokenizer: Tokenizer, group: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [n] of pieces that belong together, and which of them are supervised, bool [n]."""
+def _encode(tokenizer: Tokenizer, group: Sequence[Piece]) -> tuple[list[int], np.ndarray | bool]:
+    """Ids of pieces that belong together, and which of them are supervised."""
     first = group[0]
     if len(group) == 1:
         ids = [tokenizer.special_id(first.text)] if first.special else tokenizer.encode(first.text)
-        return np.array(ids, int), np.full(len(ids), first.supervised)
+        return ids, first.supervised
     ids, ends = tokenizer.encode_with_ends("".join(piece.text for piece in group))
     borders = np.cumsum([len(piece.text) for piece in group])
     piece_of = np.minimum(np.searchsorted(borders, ends), len(group) - 1)
-    return np.array(ids, int), np.array([piece.supervised for piece in group])[piece_of]
+    return ids, np.array([piece.supervised for piece in group])[piece_of]
+
+
+def _next(values: np.ndarray) -> np.ndarray:
+    """values[i + 1] at every i, 0 at the last."""
+    shifted: np.ndarray = np.zeros_like(values)
+    shifted[:-1] = values[1:]
+    return shifted
+
+
+def _load_all(pictures: Sequence[Picture]) -> Callable[[], np.ndarray]:
+    return lambda: np.concatenate([picture.load_patches() for picture in pictures])
 
 
 def reduction_weight(num_supervised: int, reduction: str) -> float:

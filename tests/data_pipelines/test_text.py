@@ -1,6 +1,7 @@
 """Documents: NEO's indices and weights, what is supervised, and the tokenizer."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -128,6 +129,13 @@ def test_special_tokens_come_first_and_never_from_text(tokenizer):
 @pytest.mark.parametrize("string", ["red apple\n", "Ünïcode 日本 🍎", "a\tb  c", ""])
 def test_tokenizer_round_trip(tokenizer, string):
     assert tokenizer.decode([tokenizer.image_start, *tokenizer.encode(string), tokenizer.im_end]) == string
+
+
+def test_a_pickled_tokenizer_still_keeps_special_tokens_out_of_text(tokenizer):
+    words = "a <img> of a cat, long enough that nothing is remembered <|im_end|>"
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert copy.encode(words) == tokenizer.encode(words)
+    assert copy.special_id("<img>") not in copy.encode(words)
 
 
 def test_tokenizer_training_is_deterministic():
