@@ -69,9 +69,7 @@ def test_damaged_cache_is_fetched_again(package, capsys):
 
 def test_wrong_package_is_refused(package):
     other = Package(package.name, package.version, "sha512-other")
-    with pytest.raises(
-        DataError, match=r"@scope/drawings@1\.0\.0: the fetched tarball is not the pinned one"
-    ):
+    with pytest.raises(DataError, match=r"@scope/drawings@1\.0\.0: the fetched file is not the pinned one"):
         packages.fetch(other)
     assert not (packages.cache_dir() / "npm" / package.file_name).exists()
 
