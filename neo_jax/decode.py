@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from neo_jax.model.coords import t_behind, text_coords
 from neo_jax.model.mask import Batch
 from neo_jax.model.transformer import Caches, Transformer
 
@@ -29,7 +30,8 @@ def read_prompts(model: Transformer, batch: Batch) -> Prefix:
     hidden_BLD, caches = model.prefill(batch, L)
     lengths = (batch["segment_ids"] > 0).sum(axis=1, dtype=jnp.int32)
     rows, last = jnp.arange(B), lengths - 1
-    return Prefix(model.logits(hidden_BLD[rows, last]), lengths, batch["coords"][rows, last, 0] + 1, caches)
+    t = t_behind(model.coords_kind, batch["coords"], lengths)
+    return Prefix(model.logits(hidden_BLD[rows, last]), lengths, t, caches)
 
 
 def score_candidates(
@@ -106,8 +108,8 @@ def _with_room(cache: jax.Array, num_slots: int) -> jax.Array:
 def _extend(
     model: Transformer, tokens_BT: jax.Array, lengths_B: jax.Array, t_B: jax.Array, caches: Caches
 ) -> tuple[jax.Array, Caches]:
-    """Reads T text tokens per row, the first at slot lengths_B and coordinate (t_B, 0, 0)."""
+    """Reads T text tokens per row, the first at slot lengths_B and coordinate t_B."""
     steps_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
     t_BT = t_B[:, None] + steps_T.astype(jnp.float32)
-    coords_BT3 = jnp.stack([t_BT, jnp.zeros_like(t_BT), jnp.zeros_like(t_BT)], axis=-1)
+    coords_BT3 = text_coords(model.coords_kind, t_BT)
     return model.extend(tokens_BT, coords_BT3, lengths_B[:, None] + steps_T, caches)

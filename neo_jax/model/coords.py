@@ -76,6 +76,20 @@ def thw_split(config: ConfigDict, d: int) -> Coords:
 COORDS = {"1d": one_d, "v2pe": one_d, "mrope": mrope, "thw": thw, "thw_split": thw_split}
 
 
+def text_coords(kind: str, t: jax.Array) -> jax.Array:
+    """(t, h, w) of text at t: [...] -> [..., 3]. M-RoPE moves all three, the others t alone."""
+    zero = jnp.zeros_like(t)
+    return jnp.stack([t, t, t] if kind == "mrope" else [t, zero, zero], axis=-1)
+
+
+def t_behind(kind: str, coords_BL3: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    """t [B] of the text that follows each row's first `lengths` tokens (data_pipelines/positions.py)."""
+    if kind == "mrope":
+        inside = jnp.arange(coords_BL3.shape[1])[None] < lengths_B[:, None]
+        return jnp.where(inside, coords_BL3.max(axis=-1), 0.0).max(axis=1) + 1
+    return jnp.ceil(coords_BL3[jnp.arange(len(lengths_B)), lengths_B - 1, 0]) + 1
+
+
 def _follow(axis: int, size: int, theta: float) -> Part:
     return Part(size, theta, ((axis, size // 2),))
 

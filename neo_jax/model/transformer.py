@@ -49,7 +49,7 @@ class Transformer(nnx.Module):
         self.mask, self.window = MASKS[config.mask], config.sliding_window
         self.remat = REMAT_POLICIES[config.remat_policy]
         coords = COORDS[config.coords.kind](config.coords, config.head_dim)
-        self.rotary_parts = coords.parts
+        self.rotary_parts, self.coords_kind = coords.parts, config.coords.kind
         self.cache_shapes = (config.num_kv_heads, coords.qk_size), (config.num_kv_heads, config.head_dim)
         self.adds_words = config.embed.merge == "add"
         self.routes = any(config.route[module] != "shared" for module in ("attention", "mlp", "norm"))
