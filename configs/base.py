@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     c.name = "base"  # run name, used in logs and the report
     c.family = "neo"  # whose Hugging Face layout an export has (neo_jax/convert)
     c.seed = 0  # every random stream is folded from (seed, step, purpose)
+    c.init = ""  # folder of a run or of `convert import`: its newest checkpoint gives the first parameters
     c.model = model()
     c.data = data()
     c.mesh = mesh()

@@ -33,11 +33,13 @@ Overrides = Sequence[tuple[str, str]]  # (dotted field, text as typed), applied 
 def parse_args(
     parser: argparse.ArgumentParser, argv: Sequence[str], *, required: bool = True
 ) -> argparse.Namespace:
-    """Parses a command's own flags together with the config flags, which it adds to `parser`.
+    """Parses a command's own flags together with the config flags, which it adds to `parser`."""
+    add_flag(parser, required=required)
+    return parse(parser, argv)
 
-    Returns a namespace with the command's flags and `config` ("FILE.py[:ARG]" or None) and `overrides`.
-    Ends the process with usage and exit code 2 on a malformed flag, as argparse does.
-    """
+
+def add_flag(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Adds --config to a command, or to one of its subcommands."""
     parser.add_argument(
         "--config",
         required=required,
@@ -45,6 +47,14 @@ def parse_args(
         help="experiment file; change single fields with --config.FIELD=VALUE, as in "
         "--config.model.num_layers=6 --config.data.locales=en,de --config.stage.full.mixture=\"{'noto': 1}\"",
     )
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parses flags, --config.FIELD=VALUE among them.
+
+    Returns a namespace with the command's flags and `overrides` beside `config` ("FILE.py[:ARG]" or None).
+    Ends the process with usage and exit code 2 on a malformed flag, as argparse does.
+    """
     overrides, rest = [], []
     for argument in argv:
         if argument.startswith("--config."):

@@ -1,10 +1,13 @@
-"""A trained model out of a workdir, to look at and not to train on: nothing in the workdir is changed.
+"""A trained model out of a workdir, to look at or to start from: nothing in the workdir is changed.
 
-Only the parameters are read, not the optimizer state, and they go to one device whatever mesh trained them.
+Only the parameters are read, not the optimizer state, and they go to the devices that ask whatever mesh
+trained them. `neo_jax.convert import` makes such workdirs, too; they bring a tokenizer instead of data.
 """
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +22,8 @@ from neo_jax.errors import UserError
 from neo_jax.model.transformer import Transformer
 from neo_jax.params import Params
 from neo_jax.stages import Stage
+
+TOKENIZER = "tokenizer.json"  # in workdirs that hold a model, but no run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,45 +64,73 @@ def load(workdir: pathlib.Path, config: FrozenConfigDict, step: int | None = Non
     Raises:
         UserError: there is no such checkpoint, it is damaged, or it belongs to other data or another model.
     """
-    folder = _checkpoint_folder(workdir, step)
+    folder = checkpoint_folder(workdir, step)
     step = int(folder.name)
-    manifest = build.ensure(config.data)
     model = Transformer(config.model)
     device = jax.devices()[0]
     sharding = jax.sharding.SingleDeviceSharding(device)
-    shapes = {
-        path: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=sharding)
-        for path, spec in params_lib.abstract(model).items()
-    }
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True  # without the optimizer state
-    try:
-        with context:
-            params = ocp.load_checkpointables(folder, {"state": {"params": shapes}})["state"]["params"]
-            record = ocp.checkpointables_metadata(folder).custom_metadata
-    except Exception as error:  # Orbax raises many kinds for damaged files
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"cannot load checkpoint {folder}: {reason}; try another --step") from error
-    if record["data_hash"] != manifest["data_hash"]:
-        raise UserError(
-            f"checkpoint {folder} was trained on data {record['data_hash']}, but {config.data.path} holds "
-            f"{manifest['data_hash']}, whose tokens mean something else: bring the old data back"
-        )
+    specs = params_lib.abstract(model)
+    params, record = load_params(
+        folder,
+        {
+            path: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=sharding)
+            for path, spec in specs.items()
+        },
+    )
+    if record["data_hash"] is None:
+        tokenizer_file = workdir / TOKENIZER
+    else:
+        manifest = build.ensure(config.data)
+        tokenizer_file = pathlib.Path(config.data.path) / manifest["tokenizer"]["file"]
+        if record["data_hash"] != manifest["data_hash"]:
+            raise UserError(
+                f"checkpoint {folder} was trained on data {record['data_hash']}, but {config.data.path} "
+                f"holds {manifest['data_hash']}, whose tokens mean something else: bring the old data back"
+            )
     return Trained(
         config=config,
         step=step,
         stage=stages_lib.at(stages_lib.plan(config), step - 1),
         model=model,
         params=params,
-        tokenizer=Tokenizer(
-            pathlib.Path(config.data.path) / manifest["tokenizer"]["file"], config.data.special_tokens
-        ),
+        tokenizer=Tokenizer(tokenizer_file, config.data.special_tokens),
         mesh=jax.sharding.Mesh(np.reshape([device], [1] * len(mesh_lib.AXES)), mesh_lib.AXES),
     )
 
 
-def _checkpoint_folder(workdir: pathlib.Path, step: int | None) -> pathlib.Path:
-    """The folder of one whole checkpoint."""
+def load_params(
+    checkpoint: pathlib.Path, shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> tuple[Params, dict[str, Any]]:
+    """The parameters of a checkpoint folder, with the shapes and shardings given, and its JSON record.
+
+    Raises:
+        UserError: the checkpoint is damaged or does not fit.
+    """
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True  # without the optimizer state
+    try:
+        with context:
+            params = ocp.load_checkpointables(checkpoint, {"state": {"params": dict(shapes)}})["state"][
+                "params"
+            ]
+            return params, ocp.checkpointables_metadata(checkpoint).custom_metadata
+    except Exception as error:  # Orbax raises many kinds for damaged files
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"cannot load checkpoint {checkpoint}: {reason}; try another step") from error
+
+
+def param_shapes(checkpoint: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """path -> shape of the parameters in a checkpoint folder."""
+    tree = ocp.checkpointables_metadata(checkpoint).metadata["state"]["params"]
+    return {path: tuple(leaf.shape) for path, leaf in tree.items()}
+
+
+def checkpoint_folder(workdir: pathlib.Path, step: int | None = None) -> pathlib.Path:
+    """The folder of one whole checkpoint, the newest by default.
+
+    Raises:
+        UserError: there is none, or none of this step.
+    """
     folder = (workdir / "checkpoints").absolute()
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     steps = sorted(int(name) for name in names if name.isdigit() and ocp.is_orbax_checkpoint(folder / name))

@@ -20,8 +20,10 @@ from data_pipelines.loader import Loader, train_loader
 from neo_jax import (
     config as config_lib,
     flops,
+    grow,
     mesh as mesh_lib,
     params as params_lib,
+    restore,
     stages as stages_lib,
     step as step_lib,
     workdir as workdir_lib,
@@ -50,6 +52,11 @@ def main(argv: Sequence[str]) -> int:
 def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = False) -> int:
     """Takes all steps of a resolved config that are not yet taken; returns the exit code."""
     workdir_lib.claim(workdir, config)
+    if (workdir / "checkpoints" / "0").exists():  # no run writes one before its first step
+        raise UserError(
+            f"--workdir={workdir} holds a model, but no run; start one in another folder with "
+            f"--config.init={workdir}"
+        )
     manifest = build.ensure(config.data)
 
     mesh = start_devices(config.mesh)
@@ -66,7 +73,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = F
     ):
         step = checkpoints.latest
         stage = stages_lib.at(stages, step)
-        state = initial_state(config.seed, mesh, specs, stage, trainable[stage.name])
+        params = None if step or not config.init else start_params(config, mesh, specs)
+        state = initial_state(config.seed, mesh, specs, stage, trainable[stage.name], params)
         record = None
         if step:
             state, record = checkpoints.restore(step, state)
@@ -100,14 +108,54 @@ def initial_state(
     specs: dict[str, params_lib.ParamSpec],
     stage: Stage,
     trainable: frozenset[str],
+    params: params_lib.Params | None = None,
 ) -> TrainState:
-    """Fresh parameters and optimizer state, made where they live."""
+    """Fresh parameters (or those given, which are used up) and optimizer state, made where they live."""
 
-    def make() -> TrainState:
-        return step_lib.initial_state(params_lib.init(specs, jax.random.key(seed)), specs, stage, trainable)
+    def make(params: params_lib.Params | None) -> TrainState:
+        fresh = params_lib.init(specs, jax.random.key(seed)) if params is None else params
+        return step_lib.initial_state(fresh, specs, stage, trainable)
 
-    shardings = mesh_lib.state_shardings(mesh, specs, jax.eval_shape(make))
-    return jax.jit(make, out_shardings=shardings)()
+    shardings = mesh_lib.state_shardings(mesh, specs, jax.eval_shape(make, params))
+    return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params)
+
+
+def start_params(
+    config: ConfigDict, mesh: jax.sharding.Mesh, specs: dict[str, params_lib.ParamSpec]
+) -> params_lib.Params:
+    """The parameters that config.init gives this model (grow.py).
+
+    Raises:
+        UserError: the folder has no checkpoint, or one of a model that does not fit.
+    """
+    folder = pathlib.Path(config.init)
+    try:
+        grow.check_config(workdir_lib.load_config(folder).model, config.model)
+        checkpoint = restore.checkpoint_folder(folder)
+        shapes = restore.param_shapes(checkpoint)
+        origins = grow.plan(shapes, specs)
+    except UserError as error:
+        raise UserError(f"config.init: {error}") from error
+    replicated = mesh_lib.replicated(mesh)
+    shardings = mesh_lib.param_shardings(mesh, specs)
+    # What keeps its name and shape goes where it will live; the rest is whole on every device for a moment.
+    base, _ = restore.load_params(
+        checkpoint,
+        {
+            path: jax.ShapeDtypeStruct(
+                shape,
+                np.float32,
+                sharding=shardings[path] if path in specs and specs[path].shape == shape else replicated,
+            )
+            for path, shape in shapes.items()
+        },
+    )
+    fresh = sorted(path for path, origin in origins.items() if origin.source is None)
+    print(f"starts from {checkpoint}" + (f"; freshly drawn: {', '.join(fresh)}" if fresh else ""))
+    make = jax.jit(
+        lambda base: grow.grow(origins, specs, base, jax.random.key(config.seed)), out_shardings=shardings
+    )
+    return make(base)
 
 
 @dataclasses.dataclass

@@ -72,7 +72,7 @@ _RANGES: dict[str, _Range] = {
     "stage.*.weight_decay": _NOT_NEGATIVE,
 }
 
-_MAY_BE_EMPTY = {"data.recipe", "data.special_tokens", "eval.splits", "model.attention_bias"}
+_MAY_BE_EMPTY = {"init", "data.recipe", "data.special_tokens", "eval.splits", "model.attention_bias"}
 _MIN_CAPTION_TOKENS = 16  # a row that cannot hold one image and this much text is a mistake
 
 

@@ -1,6 +1,10 @@
-"""Hugging Face folders from checkpoints.
+"""Checkpoints from and to folders in Hugging Face's layout.
 
-python -m neo_jax.convert export --workdir=runs/quickstart --out=runs/quickstart/hf [--step=N]
+    python -m neo_jax.convert import --hf=DIR --out=WORKDIR
+    python -m neo_jax.convert import --hf=LLM_DIR --out=WORKDIR --config=configs/neo_2b.py
+    python -m neo_jax.convert export --workdir=runs/quickstart --out=runs/quickstart/hf [--step=N]
+
+`import` writes a workdir without a run: give it to neo_jax.generate, or train with --config.init=WORKDIR.
 """
 
 import argparse
@@ -9,9 +13,10 @@ from collections.abc import Sequence
 
 import jax
 
-from neo_jax import restore, workdir as workdir_lib
+from neo_jax import config as config_lib, restore, workdir as workdir_lib
+from neo_jax.convert import import_
 from neo_jax.convert.export import export
-from neo_jax.errors import main_guard
+from neo_jax.errors import UserError, main_guard
 
 
 def main(argv: Sequence[str]) -> None:
@@ -23,8 +28,34 @@ def main(argv: Sequence[str]) -> None:
         "--out", type=pathlib.Path, required=True, help="folder to write; replaced if it exists"
     )
     to_hf.add_argument("--step", type=int, help="which checkpoint; the newest without it")
-    args = parser.parse_args(argv)
+    from_hf = commands.add_parser("import", help="read a Hugging Face folder into a workdir")
+    from_hf.add_argument(
+        "--hf", type=pathlib.Path, required=True, help="folder with config.json and safetensors"
+    )
+    from_hf.add_argument("--out", type=pathlib.Path, required=True, help="workdir to write; must not exist")
+    from_hf.add_argument(
+        "--zero_pre_buffer",
+        action="store_true",
+        help="with --config: new pre-buffer layers add nothing at first, so that text logits are the base's",
+    )
+    config_lib.add_flag(from_hf, required=False)
+    args = config_lib.parse(parser, argv)
+    {"import": import_hf, "export": export_hf}[args.command](args)
 
+
+def import_hf(args: argparse.Namespace) -> None:
+    native = config_lib.load(args.config, args.overrides) if args.config else None
+    if native is None and args.overrides:
+        raise UserError(
+            "--config.FIELD=VALUE: needs --config=FILE.py, the native model that starts from this one"
+        )
+    source = import_.run(args.hf, args.out, native, args.zero_pre_buffer)
+    if source.note:
+        print(f"note: {source.note}")
+    print(f"wrote {source.family_name} to {args.out}")
+
+
+def export_hf(args: argparse.Namespace) -> None:
     config = workdir_lib.load_config(args.workdir)
     trained = restore.load(args.workdir, config, args.step)
     stage = trained.stage.config

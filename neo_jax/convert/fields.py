@@ -42,12 +42,13 @@ def rope_theta(hf: Mapping[str, Any]) -> float:
     """The rotary base, which newer `transformers` nest in "rope_parameters".
 
     Raises:
-        UserError: positions are scaled (rope_type "yarn", "dynamic", ...), which our rotary does not do.
+        UserError: positions are scaled (rope_type "yarn", ...), which our rotary does not do. "dynamic"
+            (InternLM2) scales only rows longer than max_position_embeddings, which we do not run.
     """
     nested = hf.get("rope_parameters") or {}
     scaling = nested if nested else (hf.get("rope_scaling") or {})
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default":
+    if kind not in ("default", "dynamic"):
         raise UserError(f"config.json: rotary positions of type {kind!r} are not supported, only 'default'")
     return read(nested if "rope_theta" in nested else hf, "rope_theta", float, 10000.0)
 

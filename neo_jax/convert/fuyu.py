@@ -143,4 +143,11 @@ def processor_files(model: ConfigDict, max_hw: tuple[int, int]) -> dict[str, dic
     }
 
 
-FUYU = Family(matches, model_changes, table, hf_config, canonical)
+FUYU = Family(
+    matches,
+    model_changes,
+    table,
+    hf_config,
+    canonical,
+    data={"layout": "fuyu", "resize": "fuyu", "template": "fuyu"},
+)

@@ -95,4 +95,16 @@ def hf_config(
     }
 
 
-NEO = Family(matches, model_changes, table, hf_config)
+def pixels(hf: Mapping[str, Any]) -> tuple[int, int]:
+    vision = fields.section(hf, "vision_config")
+    return fields.read(vision, "min_pixels", int, 65536), fields.read(vision, "max_pixels", int, 4194304)
+
+
+NEO = Family(
+    matches,
+    model_changes,
+    table,
+    hf_config,
+    data={"layout": "neo", "resize": "neo", "template": "chatml"},
+    pixels=pixels,
+)

@@ -69,4 +69,10 @@ def hf_config(
     }
 
 
-SOLO = Family(matches, model_changes, table, hf_config)
+SOLO = Family(
+    matches,
+    model_changes,
+    table,
+    hf_config,
+    data={"layout": "solo_sft", "resize": "solo", "template": "solo_sft"},
+)

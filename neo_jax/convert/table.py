@@ -125,6 +125,9 @@ class Family(NamedTuple):
     hf_config: Callable[[ConfigDict, Mapping[str, int], int, int], dict[str, Any]]
     # HF tensor name in a file -> name in the table (older names, prefixes); None: not part of the model
     canonical: Callable[[str], str | None] = lambda name: name
+    data: Mapping[str, str] = {}
+    # config.json -> least and most pixels of an image
+    pixels: Callable[[Mapping[str, Any]], tuple[int, int]] = lambda hf: (256 * 256, 1024 * 1024)
 
 
 def slice_shape(specs: Mapping[str, ParamSpec], path: str, at: int | None) -> Shape:
@@ -138,10 +141,10 @@ def to_ours(specs: Mapping[str, ParamSpec], row: Row, tensor: np.ndarray) -> lis
 
 
 def to_theirs(row: Row, params: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The HF tensor of a row."""
+    """The HF tensor of a row; it may be a view of the parameter."""
     whole = [np.asarray(params[path]) for path in row.paths]
     parts = whole if row.at is None else [x[row.at] for x in whole]
-    return np.ascontiguousarray(TRANSFORMS[row.kind].to_hf(parts, row.shape))
+    return TRANSFORMS[row.kind].to_hf(parts, row.shape)
 
 
 def from_hf(
@@ -165,7 +168,7 @@ def from_hf(
 
 def to_hf(rows: Iterable[Row], params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All HF tensors from our parameters, in memory."""
-    return {row.name: to_theirs(row, params) for row in rows}
+    return {row.name: np.ascontiguousarray(to_theirs(row, params)) for row in rows}
 
 
 def check_names(rows: Iterable[Row], names: Iterable[str]) -> None:

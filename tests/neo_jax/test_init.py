@@ -1,0 +1,107 @@
+"""A trained model out to Hugging Face's layout, in again, and on from there: the same at every station."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from neo_jax import (
+    config as config_lib,
+    generate,
+    mesh as mesh_lib,
+    params as params_lib,
+    restore,
+    train,
+    workdir as workdir_lib,
+)
+from neo_jax.convert.__main__ import main as convert
+from neo_jax.errors import UserError
+from neo_jax.model.transformer import Transformer
+
+
+@pytest.fixture(scope="module")
+def imported(smoke_workdir, tmp_path_factory):
+    """The smoke run's model, exported and imported."""
+    folder = tmp_path_factory.mktemp("imported")
+    convert(["export", f"--workdir={smoke_workdir}", f"--out={folder / 'hf'}"])
+    convert(["import", f"--hf={folder / 'hf'}", f"--out={folder / 'run'}"])
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def trained(smoke_workdir):
+    return restore.load(smoke_workdir, workdir_lib.load_config(smoke_workdir))
+
+
+def test_imported_is_exported(trained, imported):
+    back = restore.load(imported, workdir_lib.load_config(imported))
+    jax.tree.map(np.testing.assert_array_equal, back.params, trained.params)
+    free = ("model.embed.tile_size", "model.init_std", "model.remat_policy")  # shape no forward pass of NEO
+    for difference in config_lib.diff(trained.config, back.config):
+        assert not difference.startswith("model.") or difference.startswith(free), difference
+    assert back.stage.config.max_pixels == trained.stage.config.max_pixels
+
+
+def test_generate_from_imported(smoke_workdir, imported, tmp_path, capsys):
+    """It needs neither the run nor its data: the tokenizer came along."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    answers = []
+    for workdir in (smoke_workdir, imported):
+        flags = ["--json", "--max_new_tokens=8", "--prompt=en: ", f"--image={tmp_path / 'image.png'}"]
+        generate.main([f"--workdir={workdir}", *flags])
+        answers.append(json.loads(capsys.readouterr().out.splitlines()[-1])["caption"])
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("axes", [{"num_devices": 1}, {"num_devices": 4, "fsdp": 2, "tensor": 2}])
+def test_start_from_imported(trained, imported, axes):
+    """Every parameter is the imported one, where the mesh wants it."""
+    c = ConfigDict(json.loads(config_lib.to_json(trained.config)))
+    c.init = str(imported)
+    c.mesh.update(axes)
+    specs = params_lib.abstract(Transformer(c.model))
+    sizes = [c.mesh[axis] for axis in mesh_lib.AXES]
+    devices = np.reshape(jax.devices()[: c.mesh.num_devices], sizes)
+    mesh = jax.sharding.Mesh(devices, mesh_lib.AXES)
+    params = train.start_params(c, mesh, specs)
+    for path, sharding in mesh_lib.param_shardings(mesh, specs).items():
+        np.testing.assert_array_equal(params[path], trained.params[path])
+        assert params[path].sharding.is_equivalent_to(sharding, params[path].ndim)
+
+
+def test_what_train_says(trained, imported, smoke_workdir, tmp_path):
+    c = ConfigDict(json.loads(config_lib.to_json(trained.config)))
+    c.init = str(tmp_path / "nowhere")
+    mesh = trained.mesh
+    specs = params_lib.abstract(Transformer(c.model))
+    with pytest.raises(UserError, match=r"config.init: .*nowhere holds no run"):
+        train.start_params(c, mesh, specs)
+    c.init = str(imported)
+    c.model.mlp_size += 8
+    with pytest.raises(UserError, match=r"config.init: .*mlp/\w+/weight has shape"):
+        train.start_params(c, mesh, params_lib.abstract(Transformer(c.model)))
+    with pytest.raises(UserError, match=r"holds a model, but no run; .* --config.init="):
+        train.train(workdir_lib.load_config(imported), imported)
+
+
+def test_first_steps_go_on_from_there(trained, imported, tmp_path):
+    """The command starts from the imported parameters: frozen ones are still theirs after its steps."""
+    c = ConfigDict(json.loads(config_lib.to_json(trained.config)))
+    c.init = str(imported)
+    c.stages = c.stages[:1]
+    name = c.stages[0]
+    c.stage[name].steps, c.stage[name].warmup_steps = 2, 1
+    c.eval.splits = ()
+    c.mesh.update({"num_devices": 4, "data": 2, "fsdp": 2})
+    assert train.train(config_lib.resolve(c), tmp_path / "run") == 0
+    after = restore.load(tmp_path / "run", workdir_lib.load_config(tmp_path / "run"))
+    specs = params_lib.abstract(Transformer(c.model))
+    moves = params_lib.select(specs, c.stage[name].trainable)
+    assert moves and moves != set(specs)
+    for path in specs:
+        same = np.array_equal(after.params[path], trained.params[path])
+        assert same == (path not in moves), path
