@@ -12,7 +12,15 @@ import torch
 import transformers
 
 from configs import backbones, base
-from neo_jax import metrics, params as params_lib, stages as stages_lib, step as step_lib
+from data_pipelines import schema
+from data_pipelines.loader import train_loader
+from neo_jax import (
+    config as config_lib,
+    metrics,
+    params as params_lib,
+    stages as stages_lib,
+    step as step_lib,
+)
 from neo_jax.model.transformer import Transformer
 from tests.neo_jax import families
 from tests.neo_jax.families import CONFIGS, FAMILIES, load
@@ -253,6 +261,28 @@ def test_a_step_of_the_first_stage(name):
 def test_the_others_are_the_same_when_small():
     for name in SAME_WHEN_SMALL:
         assert load(f"{name}:tiny").model == load("neo_2b:tiny").model
+
+
+# Kinds of positions that an image has beside its patches.
+MARKS = {"solo_7b": schema.SEPARATOR, "fuyu_8b": schema.SEPARATOR}
+MARKS |= {"eve_7b": schema.SLOT, "evev2_7b": schema.SLOT, "breen_7b": schema.SLOT}
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in SAME_WHEN_SMALL])
+def test_smoke_reads_the_quickstart_as_the_family_does(name, quickstart_data):
+    """A batch of its loader: the family's marks, its own tokens at patches, ids inside the vocabulary."""
+    config = config_lib.load(f"{CONFIGS}/{name}.py:smoke", [("data.path", quickstart_data.data.path)])
+    with train_loader(config, config.stage[config.stages[0]], seed=0) as loader:
+        batch = next(loader)
+    kinds = set(np.unique(batch["kinds"])) - {schema.PAD}
+    marks = {MARKS[name]} if name in MARKS else set()
+    assert kinds == {schema.TEXT, schema.PATCH} | marks
+    assert batch["tokens"].max() < config.model.vocab_size
+    patches, images = (batch["kinds"] == schema.PATCH).sum(), batch["image_ids"].max(axis=1).sum()
+    assert patches == 9 * images and images > 4
+    if "<vpatch>" in config.data.special_tokens:
+        shown = np.unique(batch["tokens"][batch["kinds"] == schema.PATCH])
+        assert shown.tolist() == [base.model().vocab_size + config.data.special_tokens.index("<vpatch>")]
 
 
 @pytest.mark.slow
