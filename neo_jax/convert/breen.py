@@ -77,4 +77,16 @@ def hf_config(
     }
 
 
-BREEN = Family(matches, model_changes, table, hf_config)
+def pixels(hf: Mapping[str, Any]) -> tuple[int, int]:
+    vision = fields.section(hf, "vision_config")
+    return fields.read(vision, "min_pixels", int), fields.read(vision, "max_pixels", int)
+
+
+BREEN = Family(
+    matches,
+    model_changes,
+    table,
+    hf_config,
+    data={"layout": "breen", "resize": "evev2", "template": "chatml"},
+    pixels=pixels,
+)

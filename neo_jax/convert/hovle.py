@@ -15,7 +15,14 @@ from ml_collections import ConfigDict
 
 from neo_jax.convert import fields
 from neo_jax.convert.backbones import INTERNLM2, decoder, plain_config
-from neo_jax.convert.mono_internvl import chat_config, language_changes, projector, tile_embedding
+from neo_jax.convert.mono_internvl import (
+    DATA,
+    chat_config,
+    language_changes,
+    pixels,
+    projector,
+    tile_embedding,
+)
 from neo_jax.convert.table import Family, Row
 from neo_jax.errors import UserError
 
@@ -108,4 +115,4 @@ def hf_config(
     }
 
 
-HOVLE = Family(matches, model_changes, table, hf_config, canonical)
+HOVLE = Family(matches, model_changes, table, hf_config, canonical, DATA, pixels)

@@ -131,4 +131,11 @@ def hf_config(
     }
 
 
-MONO_INTERNVL = Family(matches, model_changes, table, hf_config, canonical)
+def pixels(hf: Mapping[str, Any]) -> tuple[int, int]:
+    """One tile to as many as the config allows; a thumbnail comes on top."""
+    tile = fields.read(hf, "force_image_size", int, 448) ** 2
+    return tile, tile * fields.read(hf, "max_dynamic_patch", int, 6)
+
+
+DATA = {"layout": "internvl", "resize": "internvl", "template": "chatml"}
+MONO_INTERNVL = Family(matches, model_changes, table, hf_config, canonical, DATA, pixels)

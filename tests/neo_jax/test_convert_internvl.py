@@ -1,13 +1,16 @@
 """Mono-InternVL, HoVLE and BREEN: tables, config.json both ways, the tile embedding against torch."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from torch.nn import functional
 
-from neo_jax import params as params_lib
-from neo_jax.convert import breen, hovle, mono_internvl, table
+from neo_jax import params as params_lib, workdir as workdir_lib
+from neo_jax.convert import breen, files, hovle, import_, mono_internvl, ours, table
 from neo_jax.convert.families import FAMILIES, recognise
 from neo_jax.errors import UserError
 from neo_jax.model.transformer import Transformer
@@ -30,6 +33,32 @@ def test_round_trip_is_identity(case):
     rows = list(FAMILIES[name].table(model))
     back = table.from_hf(specs, rows, table.to_hf(rows, params))
     jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_an_exported_folder_reads_back(case, tmp_path):
+    """With what released files hold beside it: a class vector, HoVLE's second table of words."""
+    name, model, specs, params = case
+    family, folder = FAMILIES[name], tmp_path / "hf"
+    folder.mkdir()
+    tile = model.embed.tile_size**2
+    hf = family.hf_config(model, SPECIAL, tile, 4 * tile)
+    (folder / "config.json").write_text(json.dumps(hf))
+    rows = list(family.table(model))
+    files.write_folder(folder, rows, params.get)
+    unread = {
+        "mono_internvl": [mono_internvl.VISION + "class_embedding"],
+        "hovle": hovle.UNREAD,
+        "breen": [],
+    }[name]
+    save_file({key: np.ones(3, np.float32) for key in unread}, tmp_path / "unread.safetensors")
+    whole = load_file(folder / "model.safetensors") | load_file(tmp_path / "unread.safetensors")
+    save_file(whole, folder / "model.safetensors")
+    import_.run(folder, tmp_path / "run")
+    config = workdir_lib.load_config(tmp_path / "run")
+    assert config.stage.imported.max_pixels == 4 * tile
+    back = ours.loader(tmp_path / "run" / "checkpoints" / "0")
+    for path in specs:
+        np.testing.assert_array_equal(back(path), params[path], err_msg=path)
 
 
 @pytest.mark.parametrize("form", ["", ":tiny"])
