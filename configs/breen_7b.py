@@ -24,7 +24,7 @@ QUERIES = 144 + 16  # fine, then coarse
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "", "smoke" or "tiny"."""
     c = base.get_config()
-    c.name = "breen_7b"
+    c.name, c.family = "breen_7b", "breen"
     m = c.model
     backbones.qwen2p5_7b(m)
     m.embed.kind, m.embed.rotate, m.embed.slots = "conv_gelu_conv", False, QUERIES

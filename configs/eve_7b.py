@@ -25,7 +25,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "", "smoke" or "tiny"."""
     c = base.get_config()
-    c.name = "eve_7b"
+    c.name, c.family = "eve_7b", "eve"
     m = c.model
     backbones.llama2_7b(m)
     m.embed.kind = "local_attention"

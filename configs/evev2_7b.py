@@ -25,7 +25,7 @@ VISUAL = ("patch_embed/.*", "layers/.*/visual/.*")
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "", "smoke" or "tiny"."""
     c = base.get_config()
-    c.name = "evev2_7b"
+    c.name, c.family = "evev2_7b", "evev2"
     m = c.model
     backbones.qwen2p5_7b(m)
     m.embed.kind, m.embed.rotate, m.embed.slots = "conv_gelu_conv", False, 2

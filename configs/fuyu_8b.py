@@ -18,7 +18,7 @@ from configs import backbones, base, small
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "", "smoke" or "tiny"."""
     c = base.get_config()
-    c.name = "fuyu_8b"
+    c.name, c.family = "fuyu_8b", "fuyu"
     m = c.model
     backbones.persimmon_8b(m)
     m.embed.kind, m.embed.bias = "linear_patch", True

@@ -25,7 +25,7 @@ EMBEDDING = ("token_embed", "patch_embed/.*", "pre_buffer/.*")
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "", "smoke" or "tiny"."""
     c = base.get_config()
-    c.name = "hovle_2b"
+    c.name, c.family = "hovle_2b", "hovle"
     m = c.model
     backbones.internlm2_1p8b(m)
     m.vocab_size = 92553  # nine special tokens more than InternLM2

@@ -26,7 +26,7 @@ VISUAL = ("patch_embed/.*", "layers/mlp/visual/.*")
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "", "smoke" or "tiny"."""
     c = base.get_config()
-    c.name = "mono_internvl_2b"
+    c.name, c.family = "mono_internvl_2b", "mono_internvl"
     m = c.model
     backbones.internlm2_1p8b(m)
     m.vocab_size = 92553  # nine special tokens more than InternLM2

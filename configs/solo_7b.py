@@ -25,7 +25,7 @@ from configs import backbones, base, small
 def get_config(arg: str = "") -> ConfigDict:
     """`arg`: "", "smoke" or "tiny"."""
     c = base.get_config()
-    c.name = "solo_7b"
+    c.name, c.family = "solo_7b", "solo"
     m = c.model
     backbones.mistral_7b(m)
     m.vocab_size = 33031

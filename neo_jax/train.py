@@ -266,6 +266,8 @@ class Run:
         self.checkpoints.save(step, state, record)
 
     def evaluate(self, stage: Stage, step: int, state: TrainState) -> None:
+        if not self.config.eval.splits:
+            return
         losses = {
             split: held_out_loss(self.config, stage.config, self.model, state.params, split, self.mesh)
             for split in self.config.eval.splits
