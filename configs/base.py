@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     c.seed = 0  # every random stream is folded from (seed, step, purpose)
     c.init = ""  # folder of a run or of `convert import`: its newest checkpoint gives the first parameters
     c.model = model()
+    c.objectives = objectives()
     c.data = data()
     c.mesh = mesh()
     c.train = train()
@@ -86,6 +87,15 @@ def model() -> ConfigDict:
     c.route.mlp = "shared"  # feed-forward network (EVEv2, Mono-InternVL, BREEN)
     c.route.norm = "shared"  # the two norms of a layer (EVEv2)
     c.route.visual_share = 0.0  # training: share of row_tokens kept for visual tokens; 0 = both run on all
+    return c
+
+
+def objectives() -> ConfigDict:
+    """Sizes of the objectives' heads; which are trained, and how strongly, is each stage's choice."""
+    c = ConfigDict()
+    c.distill = ConfigDict()
+    c.distill.teacher_size = 1024  # channels of the batch's teacher_features
+    c.distill.every = 4  # the stream is tapped at the last layer and every so many below it
     return c
 
 
@@ -153,6 +163,8 @@ def stage(steps: int, **changes: object) -> ConfigDict:
     c = ConfigDict()
     c.steps = steps  # optimizer steps of this stage
     c.mixture = ConfigDict({"all": 1.0})  # source -> weight; "all" = every source by its size
+    c.objectives = ConfigDict({"ntp": 1.0})  # objective -> weight in the loss: "ntp", "distill"
+    c.teacher_ratio = 1  # distill: image tokens per side of one feature of the teacher
     c.trainable = (".*",)  # regular expressions; a parameter trains if its whole path matches one
     c.batch_size = 8  # packed rows per optimizer step, over all hosts
     c.accumulate = 1  # gradient accumulation: batch_size is cut into this many parts

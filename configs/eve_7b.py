@@ -2,13 +2,14 @@
 
     python -m neo_jax.train --config=configs/eve_7b.py --workdir=DIR --config.data.path=DATA
 
-`:smoke` and `:tiny` behind the file name give its small forms (configs/small.py).
+`:smoke` and `:tiny` behind the file name give its small forms (configs/small.py), `:aligned` the full recipe
+with the alignment of image tokens to CLIP, for data that has the teacher's features.
 
 Model: the released code and Vicuna-7B-v1.5; 6.74 B parameters and 9.0 M + 21.0 M in front of them. Stages:
 the released scripts (samples per step, rates, warm-up shares, pixels) and the amounts of data of its README:
-16 M, 33 M and 665 K samples. The scripts add the alignment of image tokens to CLIP in all three stages
-(weight 1); it is an objective, not a part of this model. Instructions have the template "vicuna", captions
-"eve_plain". EVE-HD: --config.stage.sft.max_pixels=1806336 and 14,000 steps.
+16 M, 33 M and 665 K samples. The scripts align to CLIP in all three stages, with weight 1. Instructions have
+the template "vicuna", captions "eve_plain". EVE-HD: --config.stage.sft.max_pixels=1806336, 14,000 steps and,
+aligned, teacher_ratio 2.
 
 Guesses: EVE does not pack; 64 and 32 rows of 4096 tokens hold about its 512 and 128 samples (24 x 18 tokens
 and a caption are some 560).
@@ -23,7 +24,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg`: "", "smoke" or "tiny"."""
+    """`arg`: "", "smoke", "tiny" or "aligned"."""
     c = base.get_config()
     c.name, c.family = "eve_7b", "eve"
     m = c.model
@@ -65,4 +66,14 @@ def get_config(arg: str = "") -> ConfigDict:
         warmup_steps=52,
         **(shared | dict(batch_size=32)),
     )
+    if arg == "aligned":
+        align(c)
+        return c
     return small.shrink(c, arg)
+
+
+def align(c: ConfigDict) -> None:
+    """Adds the patch aligning layer (neo_jax/objectives/distill.py): 43.1 M parameters that only train."""
+    c.stage.prealign.trainable += ("objectives/distill/.*",)
+    for name in c.stages:
+        c.stage[name].objectives.distill = 1.0

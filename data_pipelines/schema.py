@@ -79,7 +79,11 @@ class Document:
 def batch_shapes(
     batch_size: int, row_tokens: int, row_patches: int, patch_dim: int
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Returns name -> (shape, dtype) of every batch field."""
+    """Returns name -> (shape, dtype) of every batch field.
+
+    A stage with the objective distill reads one more, `teacher_features`, float [B, P, C]
+    (neo_jax/objectives/distill.py).
+    """
     BL = (batch_size, row_tokens)
     BP = (batch_size, row_patches)
     int32, float32, uint8 = np.dtype(np.int32), np.dtype(np.float32), np.dtype(np.uint8)

@@ -4,8 +4,8 @@
     cfg = config.load(args.config, args.overrides)
 
 `configs/base.py` is the schema: its fields, their types and their defaults. A config may use no other field
-(stage and mixture names are free), so a misspelt one is an error that names the nearest. What values must be
-is in `validate.py`. Neither imports JAX.
+(names of stages, sources and objectives are free), so a misspelt one is an error that names the nearest. What
+values must be is in `validate.py`. Neither imports JAX.
 """
 
 import argparse
@@ -26,6 +26,8 @@ from neo_jax import validate
 from neo_jax.errors import UserError
 
 Overrides = Sequence[tuple[str, str]]  # (dotted field, text as typed), applied in order
+
+_FREE_NAMES = ("mixture", "objectives")  # fields of a stage that map names to weights, which names is open
 
 # Command line and files
 
@@ -142,16 +144,17 @@ def _plain(value: Any) -> Any:
 
 
 def _schema(values: dict[str, Any]) -> dict[str, Any]:
-    """`configs/base.py` as nested dicts of defaults, with the stages and sources that `values` has."""
+    """`configs/base.py` as nested dicts of defaults, with the stages, sources, objectives of `values`."""
     schema = _plain(base.get_config())
     stages = values.get("stage")
     for name, stage in stages.items() if isinstance(stages, dict) else ():
         if not re.fullmatch(r"\w+", str(name)):
             raise UserError(f"stage.{name}: a stage name is made of letters, digits and _")
         schema["stage"][name] = _plain(base.stage(1))
-        mixture = stage.get("mixture") if isinstance(stage, dict) else None
-        if isinstance(mixture, dict):
-            schema["stage"][name]["mixture"] = dict.fromkeys(mixture, 1.0)
+        for section in _FREE_NAMES:
+            weights = stage.get(section) if isinstance(stage, dict) else None
+            if isinstance(weights, dict):
+                schema["stage"][name][section] = dict.fromkeys(weights, 1.0)
     return schema
 
 
@@ -163,12 +166,12 @@ def _override(values: dict[str, Any], schema: dict[str, Any], field: str, text: 
         if not isinstance(parent, dict) or section not in parent:
             raise _unknown(field, schema)
         parent, values = parent[section], values[section]
-    if isinstance(parent, dict) and sections[:1] == ["stage"] and sections[2:] == ["mixture"]:
+    if isinstance(parent, dict) and sections[:1] == ["stage"] and "".join(sections[2:]) in _FREE_NAMES:
         parent.setdefault(name, 1.0)
     if not isinstance(parent, dict) or name not in parent:
         raise _unknown(field, schema)
     value = _parsed(text, parent[name])
-    if name == "mixture" and isinstance(value, dict):
+    if name in _FREE_NAMES and isinstance(value, dict):
         parent[name] = dict.fromkeys(value, 1.0)
     values[name] = _typed(value, parent[name], field, schema)
 

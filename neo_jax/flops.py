@@ -27,7 +27,8 @@ def train_flops(
 
     Args:
         model: config.model.
-        metrics: the step's `tokens`, `visual_tokens`, `patches`, `supervised_tokens` and `attended_pairs`.
+        metrics: the step's `tokens`, `visual_tokens`, `patches`, `supervised_tokens`, `attended_pairs` and,
+            for heads that train, `objective_vectors`.
     """
     sizes = {
         name: float(metrics[name]) for name in ("tokens", "visual_tokens", "patches", "supervised_tokens")
@@ -37,6 +38,8 @@ def train_flops(
         """How many vectors the step multiplies with this matrix."""
         if path == "head":
             return sizes["supervised_tokens"]
+        if path.startswith("objectives/"):
+            return float(metrics.get("objective_vectors", {}).get(path.split("/")[1], 0.0))
         if path.startswith("patch_embed/"):
             # Seen one by one inside a token: by the first convolution, and by EVE's keys and values.
             by_patch = path.startswith(("patch_embed/patch/", "patch_embed/local/k/", "patch_embed/local/v/"))

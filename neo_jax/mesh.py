@@ -26,6 +26,7 @@ RULES: dict[str, str | None] = {
     "vision": None,
     "positions": None,
     "slots": None,
+    "teacher": None,
 }
 BATCH = PartitionSpec(("data", "fsdp"), "context")  # rows, then positions or patches
 

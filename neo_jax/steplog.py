@@ -92,6 +92,7 @@ class StepLog:
             "stage": self.stage.name,
             "loss": float(values["loss"]),
             "source_loss": {name: float(loss / weight) for name, loss, weight in losses if weight > 0},
+            "objectives": {name: float(loss) for name, loss in values["objectives"].items()},
             "grad_norm": float(values["grad_norm"]),
             "lr": float(values["lr"]),
             "tokens": tokens,

@@ -22,6 +22,7 @@ from neo_jax import (
     flops,
     grow,
     mesh as mesh_lib,
+    objectives,
     params as params_lib,
     restore,
     stages as stages_lib,
@@ -60,7 +61,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = F
     manifest = build.ensure(config.data)
 
     mesh = start_devices(config.mesh)
-    model = Transformer(config.model)
+    model = objectives.build(config)
     specs = params_lib.abstract(model)
     stages = stages_lib.plan(config)
     trainable = {stage.name: params_lib.select(specs, stage.config.trainable) for stage in stages}

@@ -63,6 +63,7 @@ _RANGES: dict[str, _Range] = {
     "train.eval_every": _NOT_NEGATIVE,
     "eval.num_generate": _NOT_NEGATIVE,
     "stage.*.mixture.*": _NOT_NEGATIVE,
+    "stage.*.objectives.*": _NOT_NEGATIVE,
     "stage.*.min_lr_ratio": _FRACTION,
     "stage.*.tags_share": _FRACTION,
     "stage.*.parallel_share": _FRACTION,
@@ -72,6 +73,7 @@ _RANGES: dict[str, _Range] = {
     "stage.*.weight_decay": _NOT_NEGATIVE,
 }
 
+OBJECTIVES = ("ntp", "distill")  # what a stage may minimise
 _MAY_BE_EMPTY = {"init", "data.recipe", "data.special_tokens", "eval.splits", "model.attention_bias"}
 _MIN_CAPTION_TOKENS = 16  # a row that cannot hold one image and this much text is a mistake
 
@@ -79,7 +81,7 @@ _MIN_CAPTION_TOKENS = 16  # a row that cannot hold one image and this much text 
 def check_field(field: str, value: Any) -> None:
     """Checks one field by itself; `field` is its dotted name. Raises UserError."""
     pattern = re.sub(r"^stage\.\w+\.", "stage.*.", field)
-    pattern = re.sub(r"^stage\.\*\.mixture\..*", "stage.*.mixture.*", pattern)
+    pattern = re.sub(r"^stage\.\*\.(mixture|objectives)\..*", r"stage.*.\1.*", pattern)
     if isinstance(value, (str, tuple)):
         _check(bool(value) or pattern in _MAY_BE_EMPTY, f"{field}: must not be empty")
     if pattern in CHOICES:
@@ -191,6 +193,14 @@ def _check_stage(config: FrozenConfigDict, name: str) -> None:
         except re.error as error:
             raise UserError(f"{here}.trainable: {pattern!r} is not a regular expression: {error}") from error
     _check(sum(stage.mixture.values()) > 0, f"{here}.mixture: needs a source with a positive weight")
+    for objective in stage.objectives:
+        _check(
+            objective in OBJECTIVES,
+            f"{here}.objectives: {objective!r} is not a kind; choose from {', '.join(OBJECTIVES)}",
+        )
+    _check(sum(stage.objectives.values()) > 0, f"{here}.objectives: needs one with a positive weight")
+    if stage.objectives.get("distill", 0.0):
+        _check_distill(config)
     _check(
         stage.batch_size % stage.accumulate == 0,
         f"{here}.batch_size: {stage.batch_size} is not divisible by {here}.accumulate = {stage.accumulate}",
@@ -224,6 +234,19 @@ def _check_stage(config: FrozenConfigDict, name: str) -> None:
     _check(
         stage.warmup_steps <= stage.steps,
         f"{here}.warmup_steps: {stage.warmup_steps} is more than {here}.steps = {stage.steps}",
+    )
+
+
+def _check_distill(config: FrozenConfigDict) -> None:
+    head, num_layers = config.objectives.distill, config.model.num_layers
+    _check(
+        head.teacher_size % 8 == 0,
+        f"objectives.distill.teacher_size: {head.teacher_size} is not divisible by 8, its attention heads",
+    )
+    _check(
+        head.every <= num_layers,
+        f"objectives.distill.every: {head.every} is more than model.num_layers = {num_layers}; the tap "
+        "of the last layer needs others to attend to",
     )
 
 

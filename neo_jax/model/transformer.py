@@ -6,6 +6,8 @@ time does not grow with depth; pre-buffer and post layers are the same block in 
 parameters, so that a stage can train one and leave the other without gradients.
 """
 
+from collections.abc import Collection
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -85,9 +87,22 @@ class Transformer(nnx.Module):
 
     def hidden_states(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Final hidden states [B, L, D] and the residual stream after every layer [layers, B, L, D]."""
+        return self._forward(batch, self.embed(batch))
+
+    def taps(self, batch: Batch, layers: Collection[int]) -> tuple[jax.Array, dict[int, jax.Array]]:
+        """Final hidden states [B, L, D] and the residual stream [B, L, D] at `layers`.
+
+        Layer 0 is the embeddings, layer i what the i-th layer leaves, the last one after the final norm.
+        """
+        embedded = self.embed(batch)
+        final, after_layers = self._forward(batch, embedded)
+        ends = {0: embedded, len(after_layers): final}
+        return final, {layer: ends[layer] if layer in ends else after_layers[layer - 1] for layer in layers}
+
+    def _forward(self, batch: Batch, embedded: jax.Array) -> tuple[jax.Array, jax.Array]:
         _check(batch)
         route = routing(batch["kinds"], self.visual_share) if self.routes else None
-        x, _, after_layers = self._run(self.embed(batch), batch["coords"], self.intervals(batch), route)
+        x, _, after_layers = self._run(embedded, batch["coords"], self.intervals(batch), route)
         return x, after_layers
 
     def prefill(self, batch: Batch, cache_size: int) -> tuple[jax.Array, Caches]:

@@ -5,8 +5,7 @@ import statistics
 from collections.abc import Iterator
 
 from data_pipelines.page.markup import Child, Html, element, join, table
-from neo_jax import config as config_lib, params as params_lib
-from neo_jax.model.transformer import Transformer
+from neo_jax import config as config_lib, objectives, params as params_lib
 from neo_jax.report.charts import smooth
 from neo_jax.report.run import Run
 
@@ -189,7 +188,7 @@ def percent(share: float) -> str:
 
 
 def _specs(run: Run) -> dict[str, params_lib.ParamSpec]:
-    return params_lib.abstract(Transformer(run.config.model))
+    return params_lib.abstract(objectives.build(run.config))
 
 
 def _clock(seconds: float) -> str:
