@@ -5,6 +5,8 @@ from typing import Any
 
 from neo_jax.convert.backbones import BACKBONES
 from neo_jax.convert.breen import BREEN
+from neo_jax.convert.eve import EVE
+from neo_jax.convert.evev2 import EVEV2
 from neo_jax.convert.fuyu import FUYU
 from neo_jax.convert.hovle import HOVLE
 from neo_jax.convert.mono_internvl import MONO_INTERNVL
@@ -16,6 +18,8 @@ from neo_jax.errors import UserError
 # Native models first, by what their config.json holds; then plain language models, by their model_type.
 FAMILIES: dict[str, Family] = {
     "neo": NEO,
+    "eve": EVE,
+    "evev2": EVEV2,
     "solo": SOLO,
     "fuyu": FUYU,
     "mono_internvl": MONO_INTERNVL,

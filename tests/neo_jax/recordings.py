@@ -134,6 +134,7 @@ def token_table(
         "patch_index": np.where(is_patch, np.cumsum(is_patch, axis=1) - 1, -1),
         "patches": patches,
         "patch_hw": places,
+        "source_ids": np.zeros((B, L), np.int32),
     }
     cast = {np.dtype(np.int64): np.int32}
     return {name: jnp.asarray(x.astype(cast.get(x.dtype, x.dtype))) for name, x in table.items()}
@@ -166,7 +167,8 @@ class Recording:
         self.config.update_from_flattened_dict(family.model_changes(hf) | changes)
         self.model = Transformer(self.config)
         self.specs = params_lib.abstract(self.model)
-        self.weights = load_file(self.folder / "weights.safetensors")
+        weights = load_file(self.folder / "weights.safetensors")
+        self.weights = {name: x for name, x in weights.items() if family.canonical(name) is not None}
         self.params = table_lib.from_hf(self.specs, family.table(self.config), self.weights)
         self.batch: dict[str, jnp.ndarray] = {}
         self.compared: set[str] = set()
