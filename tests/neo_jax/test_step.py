@@ -111,7 +111,7 @@ def test_sharded_equals_unsharded(axes):
 
 @pytest.mark.parametrize(
     "patterns",
-    [("patch_embed/.*", "pre_buffer/.*"), (r"layers/attention/[qk]_(hw|norm_[hw]/weight)",), (".*",)],
+    [("patch_embed/.*", "pre_buffer/.*"), (r"layers/attention/qkv/[qk]_(hw|norm_[hw])/weight",), (".*",)],
 )
 def test_stage_trains_exactly_what_it_names(patterns):
     setup = Setup(trainable=patterns, weight_decay=0.1)
@@ -183,7 +183,7 @@ def test_zero_hw_keys_leave_text_as_1d():
     batch = rows.batch(0)
     wide, plain = Transformer(rows.tiny_model()), Transformer(rows.tiny_model(**{"coords.kind": "1d"}))
     params = initial_params(params_lib.abstract(wide))
-    params = {path: jnp.zeros_like(x) if path.endswith("/k_hw") else x for path, x in params.items()}
+    params = {path: jnp.zeros_like(x) if path.endswith("/k_hw/weight") else x for path, x in params.items()}
     narrow = {path: params[path] for path in params_lib.abstract(plain)}
     wide_out = jax.jit(lambda p: params_lib.bind(wide, p)(batch))(params)
     plain_out = jax.jit(lambda p: params_lib.bind(plain, p)(batch))(narrow)
