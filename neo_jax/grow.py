@@ -9,6 +9,7 @@ over; the rest follows the families' rules:
     token_embed, head                rows up to the smaller vocabulary, the rest zero; a tied base's head is
                                      its word embedding
     patch_embed, pre_buffer, ...     freshly drawn, as without a base
+    objectives/...                   the same where the base has none; left behind where the model has none
 """
 
 import re
@@ -48,7 +49,7 @@ def plan(base: Shapes, specs: Mapping[str, ParamSpec]) -> dict[str, Origin]:
     """
     origins = {path: _origin(path, spec.shape, base) for path, spec in specs.items()}
     used = {origin.source for origin in origins.values()}
-    if unused := sorted(set(base) - used):
+    if unused := sorted(path for path in set(base) - used if not path.startswith("objectives/")):
         raise UserError(
             f"the model to start from has {unused[0]} {base[unused[0]]}, for which the config's model has no "
             "place; config.model must describe the same layers"

@@ -107,4 +107,18 @@ def hf_config(
     }
 
 
-EVE = Family(matches, model_changes, table, hf_config, canonical)
+def pixels(hf: Mapping[str, Any]) -> tuple[int, int]:
+    """Images fill a square in one dimension; 672 pixels, or 1344 for EVE-HD."""
+    side = fields.read(hf, "image_size", int, 672)
+    return (fields.read(hf, "patch_stride", int, 14) * fields.read(hf, "conv_stride", int, 2)) ** 2, side**2
+
+
+EVE = Family(
+    matches,
+    model_changes,
+    table,
+    hf_config,
+    canonical,
+    data={"layout": "eve", "resize": "eve", "template": "vicuna"},
+    pixels=pixels,
+)

@@ -85,4 +85,17 @@ def hf_config(
     }
 
 
-EVEV2 = Family(matches, model_changes, table, hf_config)
+def pixels(hf: Mapping[str, Any]) -> tuple[int, int]:
+    """Images are enlarged or shrunk to an area of max_size^2; 1600 in the released model."""
+    side = fields.read(hf, "patch_stride", int, 16) * fields.read(hf, "dense_stride", int, 2)
+    return side**2, fields.read(hf, "max_size", int, 1600) ** 2
+
+
+EVEV2 = Family(
+    matches,
+    model_changes,
+    table,
+    hf_config,
+    data={"layout": "evev2", "resize": "evev2_eval", "template": "evev2"},
+    pixels=pixels,
+)
