@@ -1,7 +1,7 @@
 """EVE v1 checkpoints (EVELlamaForCausalLM; specs: solo_eve_evev2_fuyu.md section 2.7).
 
 The patch aligning layer, `model.vision_tower_compressor.*`, is in checkpoints of training only; it is our
-objective distill (`head`). The frozen CLIP teacher, stored twice beside it, is no part of the model.
+objective distill (`heads`). The frozen CLIP teacher, stored twice beside it, is no part of the model.
 """
 
 from collections.abc import Iterator, Mapping
@@ -55,7 +55,7 @@ def _linear(name: str, path: str, outputs: int, inputs: int) -> Iterator[Row]:
     yield Row(f"{name}.bias", (outputs,), "copy", (f"{path}/bias",))
 
 
-def head(config: ConfigDict) -> Iterator[Row]:
+def heads(config: ConfigDict) -> Iterator[Row]:
     """The patch aligning layer of a whole config: the parameters of the objective distill."""
     D, C = config.model.hidden_size, config.objectives.distill.teacher_size
     num_taps = config.model.num_layers // config.objectives.distill.every + 1
@@ -121,4 +121,5 @@ EVE = Family(
     canonical,
     data={"layout": "eve", "resize": "eve", "template": "vicuna"},
     pixels=pixels,
+    heads=heads,
 )

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from configs import base
-from neo_jax import config as config_lib, grow, params as params_lib, workdir as workdir_lib
+from neo_jax import config as config_lib, grow, objectives, params as params_lib, workdir as workdir_lib
 from neo_jax.convert import fields, files, ours, table
 from neo_jax.convert.families import FAMILIES, recognise
 from neo_jax.convert.files import Tensor
@@ -52,18 +52,40 @@ class Source:
             raise UserError(
                 f"{folder / 'config.json'}: {str(error).removeprefix('config.json: ')}"
             ) from error
-        self.tensors = _canonical(self.family, files.open_folder(folder))
+        self._opened = files.open_folder(folder)
+        self.tensors = _canonical(self.family, self._opened)
         self.model = base.model()
         self.model.update_from_flattened_dict(changes)
         self.model.tie_embeddings, self.note = self._tied()
         self.specs = params_lib.abstract(Transformer(self.model))
         rows = list(self.family.table(self.model))
         table.check_cover(self.specs, rows)
-        self._check(rows)
-        self._rows: dict[str, list[tuple[Row, int]]] = {path: [] for path in self.specs}
+        self._check(rows, self.tensors)
+        self._rows: dict[str, list[tuple[Row, int]]] = {}
+        self._place(rows)
+
+    def _place(self, rows: list[Row]) -> None:
         for row in rows:
             for part, path in enumerate(row.paths):
-                self._rows[path].append((row, part))
+                self._rows.setdefault(path, []).append((row, part))
+
+    def take_heads(self, config: FrozenConfigDict) -> None:
+        """Adds the heads of the objectives of a whole config, where this checkpoint of training has them.
+
+        Raises:
+            UserError: it has a part of a head, or one of another shape.
+        """
+        wanted = params_lib.abstract(objectives.build(config))
+        specs = {path: spec for path, spec in wanted.items() if path.startswith("objectives/")}
+        rows = list(self.family.heads(config)) if specs else []
+        if not any(row.name in self._opened for row in rows):
+            return
+        table.check_cover(specs, rows)
+        held = {row.name: self._opened[row.name] for row in rows if row.name in self._opened}
+        self._check(rows, held, "config.objectives")
+        self.tensors |= held
+        self.specs |= specs
+        self._place(rows)
 
     def load(self, path: str) -> np.ndarray:
         """One of our parameters, float32, assembled from its tensors."""
@@ -103,27 +125,27 @@ class Source:
             return True, ""
         return False, f"{head} differs from {embed}, although config.json ties them: they are kept apart"
 
-    def _check(self, rows: list[Row]) -> None:
-        """Names, shapes and types. Raises UserError."""
+    def _check(self, rows: list[Row], tensors: Mapping[str, Tensor], config: str = "config.json") -> None:
+        """Names, shapes and types, which follow from what `config` names. Raises UserError."""
         wanted = {row.name: row for row in rows}
         where = self.folder / files.INDEX
-        where = where if where.is_file() else next(iter(self.tensors.values())).file
-        if missing := [row for row in rows if row.name not in self.tensors]:
+        where = where if where.is_file() else next(iter(tensors.values())).file
+        if missing := [row for row in rows if row.name not in tensors]:
             raise UserError(
-                f"{where}: lacks {len(missing)} tensors that config.json asks for, first {missing[0].name} "
+                f"{where}: lacks {len(missing)} tensors that {config} asks for, first {missing[0].name} "
                 f"of shape {missing[0].shape}"
             )
-        if extra := sorted(set(self.tensors) - set(wanted)):
-            tensor = self.tensors[extra[0]]
+        if extra := sorted(set(tensors) - set(wanted)):
+            tensor = tensors[extra[0]]
             raise UserError(
-                f"{tensor.file}: {len(extra)} tensors have no place in config.json's model, first {extra[0]} "
+                f"{tensor.file}: {len(extra)} tensors have no place in {config}'s model, first {extra[0]} "
                 f"of shape {tensor.shape}"
             )
         for name, row in wanted.items():
-            tensor = self.tensors[name]
+            tensor = tensors[name]
             if tensor.shape != row.shape:
                 raise UserError(
-                    f"{tensor.file}: tensor {name} has shape {tensor.shape}, but config.json makes it "
+                    f"{tensor.file}: tensor {name} has shape {tensor.shape}, but {config} makes it "
                     f"{row.shape}"
                 )
             if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
@@ -158,7 +180,8 @@ def run(
     """Writes a workdir that holds the model as checkpoint 0, its config and its tokenizer files.
 
     Args:
-        native: a config whose model is to start from this one (grow.py); None: the same model.
+        native: a config whose model is to start from this one (grow.py), objectives' heads included; None:
+            the same model, without heads.
         zero_pre_buffer: new pre-buffer layers add nothing at first, so that text logits are the base's.
 
     Raises:
@@ -168,7 +191,8 @@ def run(
     if zero_pre_buffer and not (native is not None and native.model.pre_buffer):
         raise UserError("--zero_pre_buffer: needs a --config whose model.pre_buffer is positive")
     config = imported_config(source) if native is None else native
-    specs = params_lib.abstract(Transformer(config.model))
+    source.take_heads(config)
+    specs = params_lib.abstract(objectives.build(config))
     make = _maker(source, config, specs, zero_pre_buffer)
     record = {
         "stage": config.stages[0],
@@ -189,7 +213,7 @@ def _maker(
     source: Source, config: FrozenConfigDict, specs: Mapping[str, ParamSpec], zero_pre_buffer: bool
 ) -> Callable[[str], np.ndarray]:
     """path -> parameter of the model of `config`."""
-    if config.model == FrozenConfigDict(source.model):
+    if config.model == FrozenConfigDict(source.model) and set(specs) == set(source.specs):
         return source.load
     grow.check_config(source.model, config.model)
     origins = grow.plan({path: spec.shape for path, spec in source.specs.items()}, specs)

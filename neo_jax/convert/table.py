@@ -128,6 +128,8 @@ class Family(NamedTuple):
     data: Mapping[str, str] = {}
     # config.json -> least and most pixels of an image
     pixels: Callable[[Mapping[str, Any]], tuple[int, int]] = lambda hf: (256 * 256, 1024 * 1024)
+    # whole config -> tensors of its objectives' heads, which only checkpoints of training hold
+    heads: Callable[[ConfigDict], Iterator[Row]] = lambda config: iter(())
 
 
 def slice_shape(specs: Mapping[str, ParamSpec], path: str, at: int | None) -> Shape:

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from configs import base
 from data_pipelines import schema
-from neo_jax import objectives, params as params_lib, step as step_lib
-from neo_jax.convert import eve, table as table_lib
+from neo_jax import config as config_lib, objectives, params as params_lib, restore, step as step_lib
+from neo_jax.convert import eve, import_, table as table_lib
+from neo_jax.errors import UserError
 from neo_jax.model import local_attention
 from neo_jax.objectives import distill
 from tests.neo_jax import eve_rows, recordings
@@ -57,7 +58,9 @@ class Recording:
             config.model.embed[f"pixel_{name}"] = tuple(recorded[f"image_{name}"])
         config.objectives.distill.every = recorded["pal_layer_rate"]
         config.objectives.distill.teacher_size = recorded["dims"]["clip"]
-        stage = base.stage(1, objectives={"ntp": 1.0, "distill": 1.0 if self.aligns else 0.0})
+        config.data.vocab_size = config.model.vocab_size
+        kinds = {"ntp": 1.0, "distill": 1.0 if self.aligns else 0.0}
+        stage = base.stage(1, warmup_steps=0, objectives=kinds)
         if self.aligns:
             teacher_grid = round(self.case["in.teacher_features"].shape[1] ** 0.5)
             stage.teacher_ratio = self.case["in.images"].shape[-1] // side // teacher_grid
@@ -66,7 +69,7 @@ class Recording:
 
         self.model = objectives.build(config)
         self.specs = params_lib.abstract(self.model)
-        self.rows = [*eve.table(config.model), *(eve.head(config) if self.aligns else ())]
+        self.rows = [*eve.table(config.model), *(eve.heads(config) if self.aligns else ())]
         weights = load_file(path.parent / "weights.safetensors")
         if not self.aligns:
             weights = {name: x for name, x in weights.items() if eve.canonical(name) is not None}
@@ -260,3 +263,43 @@ def test_weights_round_trip(recording):
     assert set(back) == set(recording.weights)
     for name, tensor in recording.weights.items():
         np.testing.assert_array_equal(back[name], tensor)
+
+
+def folder_of_training(recording, folder):
+    """The recorded weights as a checkpoint of training: with the teacher, which is stored twice."""
+    folder.mkdir()
+    hf = hf_config(json.loads((recording.folder / "config.json").read_text()))
+    (folder / "config.json").write_text(json.dumps(hf | {"model_type": "eve"}))
+    teacher = {
+        f"model.{place}.backbone.{name}": np.ones((2, 3), np.float32)
+        for place in ("vision_clip", "vision_tower_compressor.clip_layer")
+        for name in ("embeddings.weight", "layers.0.q.bias")
+    }
+    save_file(load_file(recording.folder / "weights.safetensors") | teacher, folder / "model.safetensors")
+    return folder
+
+
+def test_import_of_a_checkpoint_of_training(recording, tmp_path):
+    """The teacher is left out; the aligning layer is taken where the config has the objective."""
+    hf = folder_of_training(recording, tmp_path / "hf")
+    config = config_lib.resolve(recording.config)
+    import_.run(hf, tmp_path / "run", config)
+    imported = restore.checkpoint_folder(tmp_path / "run")
+    assert restore.param_shapes(imported) == {path: x.shape for path, x in recording.params.items()}
+    source = import_.Source(hf)
+    source.take_heads(config)
+    for path, values in recording.params.items():
+        np.testing.assert_array_equal(source.load(path), values)
+
+
+def test_half_an_aligning_layer_is_refused(recording, tmp_path):
+    if not recording.aligns:
+        return
+    hf = folder_of_training(recording, tmp_path / "hf")
+    tensors = load_file(hf / "model.safetensors")
+    name = f"{eve.COMPRESSOR}output_layer.bias"
+    save_file({other: x for other, x in tensors.items() if other != name}, hf / "model.safetensors")
+    config = config_lib.resolve(recording.config)
+    with pytest.raises(UserError, match=f"lacks 1 tensors that config.objectives asks for, first {name}"):
+        import_.run(hf, tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
