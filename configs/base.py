@@ -55,7 +55,7 @@ def model() -> ConfigDict:
     c.init_std = 0.02  # normal init of matrices and embeddings
     c.dtype = "float32"  # compute dtype: "float32" or "bfloat16"; weights stay float32
     c.remat_policy = "none"  # "none" keeps activations, "full" recomputes each layer in backward
-    c.attention = "reference"  # attention implementation
+    c.attention = "auto"  # kernel: "auto" (by platform), "reference" (dense), "xla_chunked", "splash" (TPU)
     c.mask = "image_bidirectional"  # "causal", "image_bidirectional" or "prefix"
     c.sliding_window = 0  # keys a query sees before itself; 0 = all of its document
 
@@ -126,9 +126,10 @@ def data() -> ConfigDict:
 
 
 def mesh() -> ConfigDict:
-    """The device mesh. The product of the axes equals num_devices."""
+    """The device mesh. The product of the four axes equals num_devices."""
     c = ConfigDict()
     c.num_devices = 1  # devices this run expects over all processes
+    c.num_slices = 1  # groups of devices joined by the data-centre network only; `data` is split over them
     c.data = 1  # data parallel, weights replicated
     c.fsdp = 1  # data parallel, weights sharded
     c.tensor = 1  # tensor parallel

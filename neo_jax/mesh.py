@@ -1,11 +1,17 @@
-"""The device mesh, and the one table from logical axes to mesh axes."""
+"""The device mesh, and one table that says how every array is split over it.
 
-from collections.abc import Mapping
+Axes: `data` and `fsdp` split rows, `fsdp` also weights, `tensor` splits heads and inner widths, `context`
+splits the positions of a row. Across slices (groups of devices joined by the data-centre network only) it is
+`data` that is split, as it needs the least traffic: one sum of gradients per step.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from neo_jax.errors import UserError
@@ -13,8 +19,9 @@ from neo_jax.params import ParamSpec
 
 AXES = ("data", "fsdp", "tensor", "context")
 
-# logical axis of a parameter -> mesh axis it is split over; None = whole on every device
-RULES: dict[str, str | None] = {
+# logical axis of an array -> mesh axis or axes it is split over; None = whole on every device
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    # of parameters
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -27,36 +34,70 @@ RULES: dict[str, str | None] = {
     "positions": None,
     "slots": None,
     "teacher": None,
+    # of batches and activations
+    "batch": ("data", "fsdp"),
+    "length": "context",
+    "width": None,
 }
-BATCH = PartitionSpec(("data", "fsdp"), "context")  # rows, then positions or patches
 
 
-def make(config: ConfigDict) -> Mesh:
-    """The mesh of config.mesh over all devices of this run.
+def make(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of config.mesh over `devices`, by default all devices of this run.
 
     Raises:
-        UserError: this run has another number of devices than the config says.
+        UserError: another number of devices, or of slices, than the config says.
     """
-    if jax.device_count() != config.num_devices:
+    devices = jax.devices() if devices is None else devices
+    if len(devices) != config.num_devices:
         raise UserError(
-            f"mesh.num_devices is {config.num_devices}, but this run has {jax.device_count()} "
-            f"{jax.default_backend()} devices; set mesh.num_devices and the mesh axes to match"
+            f"mesh.num_devices is {config.num_devices}, but this run has {len(devices)} "
+            f"{devices[0].platform} devices; set mesh.num_devices and the mesh axes to match"
         )
     shape = tuple(config[axis] for axis in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    simulated = devices[0].platform == "cpu"
+    if slices != config.num_slices and not simulated:
+        raise UserError(
+            f"mesh.num_slices is {config.num_slices}, but the devices of this run are in {slices} slice(s)"
+        )
+    if config.num_slices == 1 or simulated:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    within = (shape[0] // config.num_slices, *shape[1:])
+    across = (config.num_slices, 1, 1, 1)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), AXES, axis_types=types)
 
 
-def partition_spec(spec: ParamSpec) -> PartitionSpec:
-    """How one parameter is split.
+def partition(axes: Sequence[str]) -> PartitionSpec:
+    """How an array with these logical axes is split.
 
     Raises:
         ValueError: two of its axes map to the same mesh axis.
     """
-    mapped = [RULES[axis] for axis in spec.axes]
-    used = [axis for axis in mapped if axis is not None]
+    mapped = [RULES[axis] for axis in axes]
+    used = [name for axis in mapped if axis is not None for name in _names(axis)]
     if len(used) != len(set(used)):
-        raise ValueError(f"axes {spec.axes} collide on mesh axes {mapped}; change one rule in mesh.RULES")
+        raise ValueError(f"axes {tuple(axes)} collide on mesh axes {mapped}; change one rule in mesh.RULES")
     return PartitionSpec(*mapped)
+
+
+def constrain(x: jax.Array, *axes: str) -> jax.Array:
+    """`x`, with its split over the mesh in use fixed to the rules of its logical axes.
+
+    Dimensions that the mesh does not divide stay whole. Without a mesh, x itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, divisible(mesh, x.shape, partition(axes)))
+
+
+def divisible(mesh: Any, shape: Sequence[int], spec: PartitionSpec) -> PartitionSpec:
+    """The split without the dimensions that their mesh axes do not divide."""
+    sizes = (_size(mesh, axis) for axis in spec)
+    return PartitionSpec(
+        *(axis if dim % size == 0 else None for dim, axis, size in zip(shape, spec, sizes, strict=True))
+    )
 
 
 def param_shardings(mesh: Mesh, specs: Mapping[str, ParamSpec]) -> dict[str, NamedSharding]:
@@ -67,19 +108,24 @@ def param_shardings(mesh: Mesh, specs: Mapping[str, ParamSpec]) -> dict[str, Nam
     """
     shardings = {}
     for path, spec in specs.items():
-        partition = partition_spec(spec)
-        for size, axis, logical in zip(spec.shape, partition, spec.axes, strict=True):
-            if axis is not None and size % mesh.shape[axis]:
+        split = partition(spec.axes)
+        for size, axis, logical in zip(spec.shape, split, spec.axes, strict=True):
+            if size % _size(mesh, axis):
                 raise UserError(
-                    f"mesh.{axis}={mesh.shape[axis]} does not divide {path}, {logical!r} of size {size}"
+                    f"mesh.{axis}={_size(mesh, axis)} does not divide {path}, {logical!r} of size {size}"
                 )
-        shardings[path] = NamedSharding(mesh, partition)
+        shardings[path] = NamedSharding(mesh, split)
     return shardings
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How every field of a batch is split: rows, then positions or patches."""
+    return NamedSharding(mesh, partition(("batch", "length")))
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch, as global arrays split over the mesh."""
-    sharding = NamedSharding(mesh, BATCH)
+    sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
 
 
@@ -96,3 +142,15 @@ def state_shardings(mesh: Mesh, specs: Mapping[str, ParamSpec], abstract_state: 
         return by_path.get(getattr(key, "key", ""), replicated(mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def _names(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if axis is None else (axis,) if isinstance(axis, str) else axis
+
+
+def _size(mesh: Any, axis: str | tuple[str, ...] | None) -> int:
+    """Number of parts that a mesh axis, or several together, split a dimension into."""
+    size = 1
+    for name in _names(axis):
+        size *= mesh.shape[name]
+    return size

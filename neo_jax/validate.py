@@ -25,7 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     ),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat_policy": ("none", "full"),
-    "model.attention": ("reference",),
+    "model.attention": ("auto", "reference", "xla_chunked", "splash"),
     "model.mask": ("causal", "image_bidirectional", "prefix"),
     "model.mlp": ("swiglu", "relu2"),
     "model.norm": ("rms", "layer"),
@@ -164,11 +164,16 @@ def _check_embed(embed: FrozenConfigDict) -> None:
 
 
 def _check_mesh(mesh: FrozenConfigDict) -> None:
-    axes = {axis: size for axis, size in mesh.items() if axis != "num_devices"}
+    axes = {axis: size for axis, size in mesh.items() if not axis.startswith("num_")}
     _check(
         math.prod(axes.values()) == mesh.num_devices,
         f"mesh.num_devices: {mesh.num_devices} is not the product of "
         f"{', '.join(f'mesh.{axis} = {size}' for axis, size in axes.items())}",
+    )
+    _check(
+        mesh.data % mesh.num_slices == 0,
+        f"mesh.data: {mesh.data} is not divisible by mesh.num_slices = {mesh.num_slices}, over which it is "
+        "split",
     )
 
 
@@ -210,6 +215,11 @@ def _check_stage(config: FrozenConfigDict, name: str) -> None:
         f"{here}.batch_size: {stage.batch_size} is not divisible by "
         f"{here}.accumulate * mesh.data * mesh.fsdp = {stage.accumulate * shards}",
     )
+    for field in ("row_tokens", "row_patches"):
+        _check(
+            stage[field] % mesh.context == 0,
+            f"{here}.{field}: {stage[field]} is not divisible by mesh.context = {mesh.context}",
+        )
     _check(
         stage.min_pixels <= stage.max_pixels,
         f"{here}.min_pixels: {stage.min_pixels} is more than {here}.max_pixels = {stage.max_pixels}",

@@ -1,13 +1,9 @@
 """Splash attention on TPU over intervals that are only known at run time.
 
-JAX's Pallas kernel (Splash: block-sparse flash attention) masks a pair of query and key with
-
-    segment of the query == segment of the key   and   key < end of the query,
-
-evaluated inside the kernel on runtime vectors: the start of a token's document serves as its segment, and
-the interval's end is the `q_sequence` that the kernel hands to its mask function. The block table, which says
-what is skipped, is computed on the device from per-block minima and maxima of the same two vectors. No [L, L]
-array exists anywhere.
+JAX's Pallas kernel (Splash: block-sparse flash attention) can evaluate a mask function of (one int32 per
+query, index of the key) inside the kernel, and the int32s are an array given at run time. Ours hold both
+ends of the query's interval, 16 bits each. The block table, which says what is skipped, is computed on the
+device from per-block minima and maxima of the same two vectors. No [L, L] array exists anywhere.
 
 Dimensions: as in chunked.py.
 """
@@ -21,11 +17,12 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask_info as mask_lib,
 )
 
-from neo_jax.kernels.chunked import xla_chunked
+from neo_jax.errors import UserError
 from neo_jax.model.mask import Intervals
 
 BLOCKS = (512, 256, 128)  # candidates for queries and keys per block; the first that divides the row
-LANES = 128  # a row is padded to a multiple of this
+LANES = 128  # rows are padded to a multiple of this
+MAX_KEYS = 2**16 - 1  # an end is one past the last key and must fit 16 bits
 
 
 def splash(
@@ -34,44 +31,41 @@ def splash(
     v_BSKd: jax.Array,
     intervals: Intervals,
     scale: float,
-    key_start_BS: jax.Array | None = None,
     block: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """The same function as `reference`: [B, L, N, d_v] in the dtype of v, softmax in float32.
 
-    Every query must attend a key, and all of a query's keys must have its own start: documents, as every mask
-    of model/mask.py makes them. `key_start_BS` holds the keys' starts where the keys are more than the
-    queries (a shard of the queries); without it, queries over more keys (a decoding cache) take
-    `xla_chunked`. `interpret` runs the kernel on a CPU, for tests.
+    Every query must attend a key. `interpret` runs the kernel on a CPU, for tests.
+
+    Raises:
+        UserError: more than MAX_KEYS keys.
     """
     L, S = q_BLNd.shape[1], k_BSKd.shape[1]
-    if key_start_BS is None:
-        if L != S:
-            return xla_chunked(q_BLNd, k_BSKd, v_BSKd, intervals, scale)
-        key_start_BS = intervals.start
+    if S > MAX_KEYS:
+        raise UserError(
+            f"attention 'splash' takes rows of at most {MAX_KEYS} tokens, got {S}; lower row_tokens, or set "
+            "model.attention to 'xla_chunked'"
+        )
     q = (q_BLNd.astype(jnp.float32) * scale).astype(q_BLNd.dtype)
     q, k, v = (_pad(x).swapaxes(1, 2) for x in (q, k_BSKd, v_BSKd))  # [B, heads, L, d]
-    # Padding queries repeat the last one (a query without keys would divide by zero); no query has the
-    # padding keys' start.
+    # Padding queries repeat the last one: a query without keys would divide by zero.
     start, end = (_pad(x, mode="edge") for x in intervals)
-    key_start = _pad(key_start_BS, constant_values=-1)
-    padded_L, padded_S = q.shape[2], k.shape[2]
-    query_block, key_block = (block or _block(size) for size in (padded_L, padded_S))
+    query_block, key_block = (block or _block(x.shape[2]) for x in (q, k))
+    sizes = kernel_lib.BlockSizes(
+        block_q=query_block,
+        block_kv=key_block,
+        block_kv_compute=key_block,
+        block_q_dkv=query_block,
+        block_kv_dkv=key_block,
+        block_kv_dkv_compute=key_block,
+        block_q_dq=query_block,
+        block_kv_dq=key_block,
+    )
 
     def row(inputs: tuple) -> jax.Array:
-        q, k, v, start, end, key_start = inputs
-        forward, backward = _tables(start, end, query_block, key_block, padded_S // key_block)
-        sizes = kernel_lib.BlockSizes(
-            block_q=query_block,
-            block_kv=key_block,
-            block_kv_compute=key_block,
-            block_q_dkv=query_block,
-            block_kv_dkv=key_block,
-            block_kv_dkv_compute=key_block,
-            block_q_dq=query_block,
-            block_kv_dq=key_block,
-        )
+        q, k, v, start, end = inputs
+        forward, backward = _tables(start, end, query_block, key_block, k.shape[1] // key_block)
         kernel = kernel_lib.SplashAttentionKernel(
             forward,
             forward,
@@ -82,20 +76,26 @@ def splash(
             mask_value=kernel_lib.DEFAULT_MASK_VALUE,
             attn_logits_soft_cap=None,
             residual_checkpoint_name=None,
-            mask_function=_before_end,
+            mask_function=_inside,
             interpret=interpret,
         )
-        return kernel(q, k, v, kernel_lib.SegmentIds(q=start, kv=key_start))
+        return kernel(q, k, v)
 
-    rows = (q, k, v, start, end, key_start)
+    rows = (q, k, v, start, end)
     # One row needs no loop; several cannot share a grid, as each skips other blocks.
     out = row(jax.tree.map(lambda x: x[0], rows))[None] if q.shape[0] == 1 else jax.lax.map(row, rows)
     return out.swapaxes(1, 2)[:, :L].astype(v.dtype)
 
 
-def _before_end(end: jax.Array, key: jax.Array) -> jax.Array:
-    """The kernel's mask function: is the key's index below the end of the query's interval?"""
-    return key < end
+def _pack(start: jax.Array, end: jax.Array) -> jax.Array:
+    """Both ends of an interval in one int32."""
+    return jax.lax.shift_left(start, 16) | end
+
+
+def _inside(interval: jax.Array, key: jax.Array) -> jax.Array:
+    """The kernel's mask function: does the packed interval hold the key?"""
+    start = jax.lax.shift_right_logical(interval, 16)
+    return (start <= key) & (key < (interval & 0xFFFF))
 
 
 def _tables(
@@ -115,6 +115,8 @@ def _tables(
     queries = jnp.arange(num, dtype=jnp.int32)[:, None]
     first_query = jnp.argmax(live, axis=0, keepdims=True)
     last_query = num - 1 - jnp.argmax(live[::-1], axis=0, keepdims=True)
+    # Between the first and the last query block of a key block there may be dead ones where intervals have no
+    # order; they are skipped all the same.
 
     def table(next_block: jax.Array) -> mask_lib.MaskInfo:
         return mask_lib.MaskInfo(
@@ -122,7 +124,7 @@ def _tables(
             mask_next=None,
             block_mask=live.astype(jnp.int32)[None],
             partial_mask_blocks=None,
-            q_sequence=end,
+            q_sequence=_pack(start, end),
         )
 
     return table(jnp.clip(keys, first, last)), table(jnp.clip(queries, first_query, last_query))

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from neo_jax.kernels.chunked import xla_chunked
+from neo_jax.kernels.dispatch import dispatch
+from neo_jax.kernels.splash import splash
 from neo_jax.model.coords import COORDS, Rotary, Segments, rotate
 from neo_jax.model.linear import Linear
 from neo_jax.model.mask import Intervals, dense
@@ -41,7 +44,7 @@ def reference(
     return out.reshape(B, K, N // K, L, -1).transpose(0, 3, 1, 2, 4).reshape(B, L, N, -1)
 
 
-ATTENTION = {"reference": reference}
+ATTENTION = {"reference": reference, "xla_chunked": xla_chunked, "splash": splash}
 
 
 class Cache(NamedTuple):
@@ -123,7 +126,7 @@ class Attention(nnx.Module):
         self.o = routed(config.route.attention, out)
         self.parts = COORDS[config.coords.kind](config.coords, config.head_dim).parts
         self.scale = config.head_dim**-0.5
-        self.attend = ATTENTION[config.attention]
+        self.attend = dispatch(config.attention, ATTENTION)
 
     def project(
         self, x_BLD: jax.Array, table: Rotary, routing: Routing | None = None

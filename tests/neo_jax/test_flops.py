@@ -26,7 +26,8 @@ def test_hand_count():
 
 def test_against_xla(monkeypatch):
     """One layer (XLA counts a scanned body once), full rows, every token supervised."""
-    config = rows.tiny_model(num_layers=1, pre_buffer=0, hidden_size=64, mlp_size=256, head_dim=16)
+    sizes = dict(num_layers=1, pre_buffer=0, hidden_size=64, mlp_size=256, head_dim=16)
+    config = rows.tiny_model(**sizes, attention="reference")
     model = Transformer(config)
     specs = params_lib.abstract(model)
     B, L, P = 2, 64, 8

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from neo_jax.errors import UserError
 from neo_jax.kernels.chunked import xla_chunked
-from neo_jax.kernels.splash import _tables, splash
+from neo_jax.kernels.splash import MAX_KEYS, _inside, _pack, _tables, splash
 from neo_jax.model.attention import reference
 from neo_jax.model.mask import MASKS, Intervals, dense
 
@@ -145,18 +146,32 @@ def test_splash_pads_odd_rows():
     check(SPLASH, intervals_of(rng, 1, 300, "image_bidirectional"), 300, (2, 2), rng)
 
 
-def test_splash_of_a_shard_of_the_queries():
-    """Context parallelism: a slice of the queries over all keys gives the slice of the result."""
+def test_splash_any_interval():
+    """A slice of the queries over all keys (context parallelism), under a sliding window (SOLO)."""
     rng = np.random.default_rng(2)
-    intervals = intervals_of(rng, 1, 512, "image_bidirectional")
-    second_half = Intervals(*(x[:, 256:] for x in intervals))
-    check(partial(SPLASH, key_start_BS=intervals.start), second_half, 512, (2, 1), rng)
+    start, end = (x[:, 200:400] for x in intervals_of(rng, 1, 512, "image_bidirectional"))
+    start = jnp.maximum(start, jnp.arange(200, 400, dtype=jnp.int32)[None] - 60)
+    check(SPLASH, Intervals(start, end), 512, (2, 1), rng)
 
 
-def test_splash_over_a_cache_is_chunked():
+def test_splash_packs_intervals():
+    """The mask function against its definition at the ends of the 16-bit range."""
     rng = np.random.default_rng(3)
-    intervals = Intervals(jnp.zeros((1, 3), jnp.int32), jnp.asarray([[4, 5, 6]], jnp.int32))
-    check(splash, intervals, 9, (2, 1), rng)
+    start = np.append(rng.integers(0, MAX_KEYS, 200), [0, MAX_KEYS - 1]).astype(np.int32)
+    end = np.append(rng.integers(start[:-2] + 1, MAX_KEYS + 1), [1, MAX_KEYS]).astype(np.int32)
+    keys = np.stack([start - 1, start, end - 1, end]).astype(np.int32)
+    inside = _inside(jnp.broadcast_to(_pack(jnp.asarray(start), jnp.asarray(end)), keys.shape), keys)
+    np.testing.assert_array_equal(inside, (start <= keys) & (keys < end))
+
+
+def test_splash_refuses_rows_beyond_16_bits():
+    q, k = (
+        jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.float32),
+        jax.ShapeDtypeStruct((1, 2**16, 1, 8), jnp.float32),
+    )
+    ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    with pytest.raises(UserError, match="at most 65535 tokens"):
+        jax.eval_shape(partial(splash, scale=1.0), q, k, k, Intervals(ids, ids))
 
 
 @settings(deadline=None, max_examples=30)

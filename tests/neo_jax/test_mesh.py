@@ -19,7 +19,7 @@ def make(**axes):
 
 def test_every_parameter_has_a_rule():
     specs = params_lib.abstract(Transformer(rows.tiny_model()))
-    partitions = {path: mesh_lib.partition_spec(spec) for path, spec in specs.items()}
+    partitions = {path: mesh_lib.partition(spec.axes) for path, spec in specs.items()}
     assert partitions["layers/attention/qkv/q/weight"] == PartitionSpec(None, "fsdp", "tensor", None)
     assert partitions["layers/mlp/down/weight"] == PartitionSpec(None, "tensor", "fsdp")
     assert partitions["token_embed"] == PartitionSpec("tensor", "fsdp")
@@ -29,7 +29,7 @@ def test_every_parameter_has_a_rule():
 def test_two_axes_on_one_mesh_axis_collide():
     spec = params_lib.ParamSpec((8, 8), ("heads", "mlp"), params_lib.ones, decays=True)
     with pytest.raises(ValueError, match=r"\('heads', 'mlp'\) collide"):
-        mesh_lib.partition_spec(spec)
+        mesh_lib.partition(spec.axes)
 
 
 def test_indivisible_dimension_is_named():

@@ -1,0 +1,229 @@
+"""The one table of accelerators: what preflight, the MFU meter and the launcher know about a machine.
+
+Figures are the vendors' published peaks (Google Cloud TPU pages, NVIDIA data sheets; dense, not sparse), per
+chip. A JAX device is a chip, except on tpu7x, where a chip is two devices. "One way" bandwidth is what a chip
+can receive while it sends as much.
+"""
+
+import dataclasses
+import math
+import re
+
+from neo_jax.errors import UserError
+
+GiB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One generation. `gke_*` and `topology_prefix` are empty for what GKE or XLA does not name that way."""
+
+    name: str
+    platform: str  # "tpu" or "gpu"
+    peak_bf16: float  # FLOP/s
+    peak_int8: float  # operations/s
+    hbm_bytes: float  # memory
+    hbm_bandwidth: float  # bytes/s
+    ici_bandwidth: float  # bytes/s one way over all links of a chip (NVLink for GPUs)
+    dcn_bandwidth: float  # bytes/s one way between slices (nodes), a chip's share of its host's
+    chips_per_host: int
+    devices_per_chip: int = 1  # JAX devices
+    torus_axes: int = 0  # dimensions of the interconnect; 0 = a switch
+    wraps_from: int = 0  # a torus dimension of this many chips, or its multiples, is a ring; shorter is a line
+    gke_accelerator: str = ""  # node label cloud.google.com/gke-tpu-accelerator
+    gke_machine: str = ""
+    counts_cores: bool = False  # device names such as v5p-128 count cores, two per chip
+    topology_prefix: str = ""  # of jax.experimental.topologies
+    device_kind: str = ""  # what jax.Device.device_kind says, for the meter of a running job
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip(
+            name="v5e",
+            platform="tpu",
+            peak_bf16=197e12,
+            peak_int8=393e12,
+            hbm_bytes=16e9,
+            hbm_bandwidth=819e9,
+            ici_bandwidth=200e9,
+            dcn_bandwidth=3.125e9,
+            chips_per_host=4,
+            torus_axes=2,
+            wraps_from=16,
+            gke_accelerator="tpu-v5-lite-podslice",
+            gke_machine="ct5lp-hightpu-4t",
+            topology_prefix="v5e",
+            device_kind="TPU v5 lite",
+        ),
+        Chip(
+            name="v5p",
+            platform="tpu",
+            peak_bf16=459e12,
+            peak_int8=918e12,
+            hbm_bytes=95 * GiB,
+            hbm_bandwidth=2765e9,
+            ici_bandwidth=600e9,
+            dcn_bandwidth=6.25e9,
+            chips_per_host=4,
+            torus_axes=3,
+            wraps_from=4,
+            gke_accelerator="tpu-v5p-slice",
+            gke_machine="ct5p-hightpu-4t",
+            counts_cores=True,
+            topology_prefix="v5",
+            device_kind="TPU v5",
+        ),
+        Chip(
+            name="v6e",
+            platform="tpu",
+            peak_bf16=918e12,
+            peak_int8=1836e12,
+            hbm_bytes=32e9,
+            hbm_bandwidth=1640e9,
+            ici_bandwidth=400e9,
+            dcn_bandwidth=12.5e9,
+            chips_per_host=4,
+            torus_axes=2,
+            wraps_from=16,
+            gke_accelerator="tpu-v6e-slice",
+            gke_machine="ct6e-standard-4t",
+            topology_prefix="v6e",
+            device_kind="TPU v6 lite",
+        ),
+        Chip(
+            name="tpu7x",
+            platform="tpu",
+            peak_bf16=2307e12,
+            peak_int8=4614e12,  # fp8; it has no faster int8
+            hbm_bytes=192 * GiB,
+            hbm_bandwidth=7380e9,
+            ici_bandwidth=600e9,
+            dcn_bandwidth=12.5e9,
+            chips_per_host=4,
+            devices_per_chip=2,
+            torus_axes=3,
+            wraps_from=4,
+            gke_accelerator="tpu7x",
+            gke_machine="tpu7x-standard-4t",
+            counts_cores=True,
+            topology_prefix="tpu7x",
+            device_kind="TPU7x",
+        ),
+        Chip(
+            name="h100",
+            platform="gpu",
+            peak_bf16=989e12,
+            peak_int8=1979e12,
+            hbm_bytes=80e9,
+            hbm_bandwidth=3350e9,
+            ici_bandwidth=450e9,
+            dcn_bandwidth=50e9,
+            chips_per_host=8,
+            gke_accelerator="nvidia-h100-80gb",
+            gke_machine="a3-highgpu-8g",
+            device_kind="NVIDIA H100",
+        ),
+        Chip(
+            name="h200",
+            platform="gpu",
+            peak_bf16=989e12,
+            peak_int8=1979e12,
+            hbm_bytes=141e9,
+            hbm_bandwidth=4800e9,
+            ici_bandwidth=450e9,
+            dcn_bandwidth=50e9,
+            chips_per_host=8,
+            gke_accelerator="nvidia-h200-141gb",
+            gke_machine="a3-ultragpu-8g",
+            device_kind="NVIDIA H200",
+        ),
+        Chip(
+            name="b200",
+            platform="gpu",
+            peak_bf16=2250e12,
+            peak_int8=4500e12,
+            hbm_bytes=180e9,
+            hbm_bandwidth=8000e9,
+            ici_bandwidth=900e9,
+            dcn_bandwidth=50e9,
+            chips_per_host=8,
+            gke_accelerator="nvidia-b200",
+            gke_machine="a4-highgpu-8g",
+            device_kind="NVIDIA B200",
+        ),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Chips joined by their own interconnect, such as v5p:4x4x4."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def num_chips(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_devices(self) -> int:
+        return self.num_chips * self.chip.devices_per_chip
+
+    @property
+    def num_hosts(self) -> int:
+        return max(1, self.num_chips // self.chip.chips_per_host)
+
+    @property
+    def topology(self) -> str:
+        """What jax.experimental.topologies calls it."""
+        return f"{self.chip.topology_prefix}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    def ring_bandwidth(self, num_devices: int) -> float:
+        """Bytes/s that each device of a group of `num_devices` in this slice receives in a collective.
+
+        The whole slice uses all torus dimensions, a smaller group one of them. A line has half of a ring's
+        bandwidth: its ends have one neighbour.
+        """
+        chip = self.chip
+        if num_devices <= chip.devices_per_chip:
+            return chip.hbm_bandwidth / chip.devices_per_chip  # two halves of a chip
+        if not chip.torus_axes:
+            return chip.ici_bandwidth
+        wrapped = [size >= chip.wraps_from for size in self.shape if size > 1]
+        per_axis = chip.ici_bandwidth / chip.torus_axes
+        rates = [per_axis * (1.0 if wraps else 0.5) for wraps in wrapped] or [per_axis]
+        rate = sum(rates) if num_devices >= self.num_devices else min(rates)
+        return rate / chip.devices_per_chip
+
+
+def parse(text: str) -> Slice:
+    """A slice from "v5p:4x4x4", "v5e:4x4" or, for GPUs, "h100:8".
+
+    Raises:
+        UserError: an unknown generation, or a shape that it does not have.
+    """
+    name, _, shape_text = text.partition(":")
+    if name not in CHIPS:
+        raise UserError(f"topology {text!r}: unknown generation {name!r}; choose from {', '.join(CHIPS)}")
+    chip = CHIPS[name]
+    dimensions = chip.torus_axes or 1
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape_text) or shape_text.count("x") != dimensions - 1:
+        example = "x".join(["4"] * dimensions) if chip.torus_axes else "8"
+        raise UserError(f"topology {text!r}: {name} has {dimensions}-D shapes, such as {name}:{example}")
+    return Slice(chip, tuple(map(int, shape_text.split("x"))))
+
+
+def of_device(device_kind: str) -> Chip | None:
+    """The chip whose `device_kind` JAX reports, or None: a CPU, or one that is not in the table.
+
+    "TPU v5" is v5p and "TPU v5 lite" v5e, so the longest name that fits counts.
+    """
+    fitting = [chip for chip in CHIPS.values() if device_kind.startswith(chip.device_kind)]
+    return max(fitting, key=lambda chip: len(chip.device_kind), default=None)
