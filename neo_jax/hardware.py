@@ -1,8 +1,8 @@
 """The one table of accelerators: what preflight, the MFU meter and the launcher know about a machine.
 
 Figures are the vendors' published peaks (Google Cloud TPU pages, NVIDIA data sheets; dense, not sparse), per
-chip. A JAX device is a chip, except on tpu7x, where a chip is two devices. "One way" bandwidth is what a chip
-can receive while it sends as much.
+chip; the memory of a TPU is what its compiler lets a program use. A JAX device is a chip, except on tpu7x,
+where a chip is two devices. "One way" bandwidth is what a chip can receive while it sends as much.
 """
 
 import dataclasses
@@ -22,14 +22,16 @@ class Chip:
     platform: str  # "tpu" or "gpu"
     peak_bf16: float  # FLOP/s
     peak_int8: float  # operations/s
-    hbm_bytes: float  # memory
+    hbm_bytes: float  # memory that a program may use
     hbm_bandwidth: float  # bytes/s
     ici_bandwidth: float  # bytes/s one way over all links of a chip (NVLink for GPUs)
     dcn_bandwidth: float  # bytes/s one way between slices (nodes), a chip's share of its host's
     chips_per_host: int
     devices_per_chip: int = 1  # JAX devices
     torus_axes: int = 0  # dimensions of the interconnect; 0 = a switch
-    wraps_from: int = 0  # a torus dimension of this many chips, or its multiples, is a ring; shorter is a line
+    wraps_from: int = (
+        0  # a torus dimension of this many chips, or its multiples, is a ring; shorter is a line
+    )
     gke_accelerator: str = ""  # node label cloud.google.com/gke-tpu-accelerator
     gke_machine: str = ""
     counts_cores: bool = False  # device names such as v5p-128 count cores, two per chip
@@ -45,7 +47,7 @@ CHIPS = {
             platform="tpu",
             peak_bf16=197e12,
             peak_int8=393e12,
-            hbm_bytes=16e9,
+            hbm_bytes=15.75 * GiB,
             hbm_bandwidth=819e9,
             ici_bandwidth=200e9,
             dcn_bandwidth=3.125e9,
@@ -62,7 +64,7 @@ CHIPS = {
             platform="tpu",
             peak_bf16=459e12,
             peak_int8=918e12,
-            hbm_bytes=95 * GiB,
+            hbm_bytes=95.73 * GiB,
             hbm_bandwidth=2765e9,
             ici_bandwidth=600e9,
             dcn_bandwidth=6.25e9,
@@ -80,7 +82,7 @@ CHIPS = {
             platform="tpu",
             peak_bf16=918e12,
             peak_int8=1836e12,
-            hbm_bytes=32e9,
+            hbm_bytes=31.24 * GiB,
             hbm_bandwidth=1640e9,
             ici_bandwidth=400e9,
             dcn_bandwidth=12.5e9,
@@ -97,7 +99,7 @@ CHIPS = {
             platform="tpu",
             peak_bf16=2307e12,
             peak_int8=4614e12,  # fp8; it has no faster int8
-            hbm_bytes=192 * GiB,
+            hbm_bytes=2 * 94.74 * GiB,
             hbm_bandwidth=7380e9,
             ici_bandwidth=600e9,
             dcn_bandwidth=12.5e9,

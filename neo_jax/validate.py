@@ -24,7 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         *("qwen3", "qwen2", "mistral", "llama", "internlm2"),
     ),
     "model.dtype": ("float32", "bfloat16"),
-    "model.remat_policy": ("none", "full"),
+    "model.remat_policy": ("none", "full", "dots", "offload"),
     "model.attention": ("auto", "reference", "xla_chunked", "splash"),
     "model.mask": ("causal", "image_bidirectional", "prefix"),
     "model.mlp": ("swiglu", "relu2"),

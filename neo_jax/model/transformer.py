@@ -6,14 +6,16 @@ time does not grow with depth; pre-buffer and post layers are the same block in 
 parameters, so that a stage can train one and leave the other without gradients.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from ml_collections import ConfigDict
 
+from neo_jax.mesh import constrain
 from neo_jax.model.attention import Cache
 from neo_jax.model.block import Block
 from neo_jax.model.coords import COORDS, Rotary, rotary
@@ -25,10 +27,24 @@ from neo_jax.params import normal, parameter, stack
 
 Caches = dict[str, Cache]  # one per stack, arrays with a leading layer axis
 
+_POLICIES = jax.checkpoint_policies
+# What backward finds kept of a layer, and what it computes again.
 REMAT_POLICIES = {
-    "none": lambda layer: layer,
-    "full": lambda layer: jax.checkpoint(layer, policy=jax.checkpoint_policies.nothing_saveable),
+    "none": None,  # everything is kept
+    "full": _POLICIES.nothing_saveable,  # only the layer's input
+    "dots": _POLICIES.dots_with_no_batch_dims_saveable,  # products with weights too
+    "offload": _POLICIES.save_and_offload_only_these_names(  # the layer's input, in the host's memory
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["residual"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
+
+
+def remat(layer: Callable, policy: str) -> Callable:
+    """The layer, with what its backward pass keeps decided by a name of REMAT_POLICIES."""
+    return layer if policy == "none" else jax.checkpoint(layer, policy=REMAT_POLICIES[policy])
 
 
 class Transformer(nnx.Module):
@@ -49,7 +65,7 @@ class Transformer(nnx.Module):
             self.head = parameter((D, V), ("embed", "vocab"), normal(config.init_std))
         self.dtype = jnp.dtype(config.dtype)
         self.mask, self.window = MASKS[config.mask], config.sliding_window
-        self.remat = REMAT_POLICIES[config.remat_policy]
+        self.remat_policy = config.remat_policy
         coords = COORDS[config.coords.kind](config.coords, config.head_dim)
         self.rotary_parts, self.coords_kind = coords.parts, config.coords.kind
         self.cache_shapes = (config.num_kv_heads, coords.qk_size), (config.num_kv_heads, config.head_dim)
@@ -76,7 +92,8 @@ class Transformer(nnx.Module):
         words = self.embed_tokens(batch["tokens"])
         visual = self.patch_embed(batch)
         visual = words + visual if self.adds_words else visual
-        return jnp.where(is_visual(batch["kinds"])[..., None], visual, words)
+        x = jnp.where(is_visual(batch["kinds"])[..., None], visual, words)
+        return constrain(x, "batch", "length", "width")
 
     def embed_tokens(self, tokens_BL: jax.Array) -> jax.Array:
         return self.token_embed[...].astype(self.dtype)[tokens_BL]
@@ -171,10 +188,12 @@ class Transformer(nnx.Module):
 
         def layer(x: jax.Array, inputs: tuple) -> tuple[jax.Array, tuple]:
             layer_params, layer_cache = inputs
+            x = checkpoint_name(x, "residual")
             x, layer_cache = nnx.merge(graph, layer_params)(x, table, intervals, route, layer_cache, slots)
+            x = constrain(x, "batch", "length", "width")
             return x, (layer_cache, x)
 
-        return jax.lax.scan(self.remat(layer), x, (params, cache))
+        return jax.lax.scan(remat(layer, self.remat_policy), x, (params, cache))
 
     def _empty(self, B: int, cache_size: int) -> Caches:
         return {

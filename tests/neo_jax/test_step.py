@@ -86,7 +86,14 @@ def test_accumulated_equals_one_batch():
 
 
 @pytest.mark.parametrize(
-    "axes", [{"data": 4}, {"fsdp": 4}, {"fsdp": 2, "tensor": 2}, {"data": 2, "context": 2}]
+    "axes",
+    [
+        {"data": 4},
+        {"fsdp": 4},
+        {"fsdp": 2, "tensor": 2},
+        {"data": 2, "context": 2},
+        {"tensor": 2, "context": 2},
+    ],
 )
 def test_sharded_equals_unsharded(axes):
     batches = [rows.batch(seed, rows=4) for seed in range(3)]

@@ -1,0 +1,192 @@
+"""The train step of a config, compiled for devices that are not attached.
+
+The libtpu wheel holds the TPU compiler and runs on any x86 CPU: a topology is described by its name, and the
+compiled program knows its memory, its schedule and its collectives.
+"""
+
+import dataclasses
+import math
+import re
+import resource
+import time
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from data_pipelines import schema
+from neo_jax import mesh as mesh_lib, params as params_lib, stages as stages_lib, step as step_lib
+from neo_jax.errors import UserError
+from neo_jax.hardware import Slice
+from neo_jax.model.transformer import Transformer
+from neo_jax.stages import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Where the program is to run."""
+
+    slice: Slice
+    num_slices: int = 1
+
+    @property
+    def num_devices(self) -> int:
+        return self.slice.num_devices * self.num_slices
+
+    @property
+    def name(self) -> str:
+        return self.slice.name if self.num_slices == 1 else f"{self.slice.name} x {self.num_slices}"
+
+    @property
+    def hbm_limit(self) -> int:
+        """Bytes of memory that a program may use on one device."""
+        return int(self.slice.chip.hbm_bytes / self.slice.chip.devices_per_chip)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutOfMemory:
+    """The compiler found no schedule that fits."""
+
+    needed: float  # bytes per device, as far as the compiler says
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled train step and what it took to compile it."""
+
+    text: str  # scheduled HLO of one device
+    memory: dict[str, int]  # bytes per device: arguments, outputs, temporaries, aliased, host
+    cost_flops: float  # XLA's own count, which sees every loop body once and no kernel
+    lower_s: float
+    compile_s: float
+    host_bytes: int  # largest resident size of this process so far
+
+
+def refit(config: FrozenConfigDict, stage_name: str, target: Target) -> FrozenConfigDict:
+    """The config on the target's number of devices: `tensor`, `context` and rows per device stay as they are.
+
+    Weights are split over all of a slice's other devices, and slices get whole copies.
+
+    Raises:
+        UserError: `tensor` * `context` does not divide a slice.
+    """
+    mesh, stage = config.mesh, config.stage[stage_name]
+    if mesh.num_devices == target.num_devices and mesh.num_slices == target.num_slices:
+        return config
+    inner = mesh.tensor * mesh.context
+    if target.slice.num_devices % inner:
+        raise UserError(
+            f"mesh.tensor * mesh.context = {inner} does not divide the {target.slice.num_devices} devices of "
+            f"{target.slice.name}; change one of them"
+        )
+    rows = stage.batch_size // (mesh.data * mesh.fsdp)
+    fitted = ConfigDict(config.to_dict())
+    fsdp = target.slice.num_devices // inner
+    fitted.mesh.update(
+        num_devices=target.num_devices, num_slices=target.num_slices, data=target.num_slices, fsdp=fsdp
+    )
+    fitted.stage[stage_name].batch_size = rows * fsdp * target.num_slices
+    return FrozenConfigDict(fitted)
+
+
+def mesh_of(config: FrozenConfigDict, target: Target) -> Mesh:
+    """The config's mesh over the target's devices.
+
+    Raises:
+        UserError: XLA knows no such topology.
+    """
+    chips = target.slice
+    try:
+        devices = topologies.get_topology_desc(
+            platform="tpu", topology_name=chips.topology, num_slices=target.num_slices
+        ).devices
+    except Exception as error:  # jaxlib raises its own types
+        raise UserError(f"topology {chips.name}: {str(error).splitlines()[0]}") from error
+    return mesh_lib.make(config.mesh, devices)
+
+
+def compile_step(config: FrozenConfigDict, stage_name: str, mesh: Mesh) -> Program | OutOfMemory:
+    """Compiles the stage's train step with the state donated, as train.py runs it."""
+    model = Transformer(config.model)
+    specs = params_lib.abstract(model)
+    stage = next(stage for stage in stages_lib.plan(config) if stage.name == stage_name)
+    trainable = params_lib.select(specs, stage.config.trainable)
+    start = time.perf_counter()
+    with jax.set_mesh(mesh):
+        step = step_lib.make_train_step(model, specs, stage, trainable, len(stage.config.mixture))
+        state = abstract_state(mesh, specs, stage, trainable)
+        lowered = jax.jit(step, donate_argnums=0).lower(state, abstract_batch(mesh, config, stage))
+        lowered_at = time.perf_counter()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return OutOfMemory(_needed(str(error)), str(error))
+    memory = compiled.memory_analysis()
+    return Program(
+        text=compiled.as_text(),
+        memory={
+            "arguments": memory.argument_size_in_bytes,
+            "outputs": memory.output_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+            "aliased": memory.alias_size_in_bytes,
+            "peak": memory.peak_memory_in_bytes,
+            "host": memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes,
+        },
+        cost_flops=float(compiled.cost_analysis().get("flops", 0.0)),
+        lower_s=lowered_at - start,
+        compile_s=time.perf_counter() - lowered_at,
+        host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def abstract_state(mesh: Mesh, specs: dict, stage: Stage, trainable: frozenset[str]) -> Any:
+    """Shapes and shardings of the train state at the start of a stage."""
+
+    def make() -> step_lib.TrainState:
+        return step_lib.initial_state(params_lib.init(specs, jax.random.key(0)), specs, stage, trainable)
+
+    return _sharded(jax.eval_shape(make), mesh_lib.state_shardings(mesh, specs, jax.eval_shape(make)))
+
+
+def abstract_batch(mesh: Mesh, config: FrozenConfigDict, stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of a batch of the stage."""
+    embed, budget = config.model.embed, stage.config
+    side = embed.patch_size * embed.merge_size
+    shapes = schema.batch_shapes(budget.batch_size, budget.row_tokens, budget.row_patches, 3 * side**2)
+    sharding = mesh_lib.batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
+    }
+
+
+def state_bytes(config: FrozenConfigDict, stage_name: str, mesh: Mesh) -> dict[str, int]:
+    """Bytes per device of what a step keeps: parameters, and optimizer state of those that train."""
+    specs = params_lib.abstract(Transformer(config.model))
+    stage = next(stage for stage in stages_lib.plan(config) if stage.name == stage_name)
+    state = abstract_state(mesh, specs, stage, params_lib.select(specs, stage.config.trainable))
+
+    def size(tree: Any) -> int:
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+
+    return {"parameters": size(state.params), "optimizer": size(state.opt_state)}
+
+
+def _sharded(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def _needed(message: str) -> float:
+    """The most bytes that the compiler names, as in "Used 19.8G of 15.75G hbm"; 0 where it names none."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    sizes = re.findall(r"(?:Used |\()([\d.]+)([KMGT])", message)
+    return max((float(number) * units[unit] for number, unit in sizes), default=0.0)
