@@ -49,7 +49,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--num_slices", type=int, default=1, help="slices joined by the data-centre network")
     parser.add_argument("--stage", help="stage of the config; by default its last")
     parser.add_argument(
-        "--image_tokens", type=int, help="of each assumed document; by default from the stage's pixels"
+        "--document_tokens",
+        type=int,
+        default=1024,
+        help="length of the documents that rows are assumed to hold",
     )
     parser.add_argument("--search", action="store_true", help="find the most rows per device that fit")
     parser.add_argument("--all", action="store_true", help="a table of the shipped configs and topologies")
@@ -59,14 +62,15 @@ def main(argv: Sequence[str]) -> int:
         return _all(args.json)
     if args.config is None or args.topology is None:
         parser.error("needs --config and --topology, or --all")
-    if args.num_slices < 1:
-        raise UserError(f"--num_slices: must be positive, got {args.num_slices}")
+    for name in ("num_slices", "document_tokens"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}: must be positive, got {getattr(args, name)}")
     target = Target(hardware.parse(args.topology), args.num_slices)
     if target.slice.chip.platform != "tpu":
         raise UserError(f"--topology={args.topology}: only TPU programs can be compiled without the device")
     config = config_lib.load(args.config, args.overrides)
     stage = _stage(config, args.stage)
-    result = search.check(config, stage, target, args.image_tokens)
+    result = search.check(config, stage, target, args.document_tokens)
     print(report.text(result))
     code = 0 if result.fits else EXIT_DOES_NOT_FIT
     extra = {}
@@ -94,7 +98,7 @@ def _all(as_json: bool) -> int:
     for path, topology, num_slices in SHIPPED:
         config = config_lib.load(str(Path(__file__).parents[2] / path))
         target = Target(hardware.parse(topology), num_slices)
-        result = search.check(config, config.stages[-1], target, None)
+        result = search.check(config, config.stages[-1], target)
         results.append((path, result))
         print(report.row(path, result), file=sys.stderr, flush=True)
     print(report.table(results))

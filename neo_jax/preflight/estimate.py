@@ -1,7 +1,7 @@
 """From a compiled program to step time and MFU: a roofline over compute, memory and interconnect.
 
-No data is read: rows are assumed to be full, and of documents that each hold one image and its share of the
-row's text. Their intervals give the model's FLOPs (flops.py) and the blocks that attention visits.
+No data is read: rows are assumed to be full, and of equal documents that each hold one image and its share of
+the row's text. Their intervals give the model's FLOPs (flops.py) and the blocks that attention visits.
 """
 
 import dataclasses
@@ -60,14 +60,11 @@ class Estimate:
     transfers: dict[tuple[str, str, bool], tuple[float, float]]  # see hlo.by_axes
 
 
-def assumed_rows(config: FrozenConfigDict, stage_name: str, image_tokens: int | None) -> Rows:
-    """Rows that fill both budgets, with images of the geometric mean of the stage's least and most pixels."""
-    stage, embed = config.stage[stage_name], config.model.embed
-    side = embed.patch_size * embed.merge_size
-    if image_tokens is None:
-        image_tokens = round(math.sqrt(stage.min_pixels * stage.max_pixels) / side**2)
-    image_tokens = min(max(1, image_tokens), stage.row_patches)
-    return Rows(stage.row_tokens, image_tokens, stage.row_patches // image_tokens)
+def assumed_rows(config: FrozenConfigDict, stage_name: str, document_tokens: int) -> Rows:
+    """Rows that fill both budgets with documents of about so many tokens."""
+    stage = config.stage[stage_name]
+    documents = max(1, round(stage.row_tokens / document_tokens))
+    return Rows(stage.row_tokens, stage.row_patches // documents, documents)
 
 
 def estimate(

@@ -84,7 +84,7 @@ class Module:
         for instruction in self.computations[name].values():
             if instruction.opcode == "while":
                 condition, body = (_attribute(instruction, key) for key in ("condition", "body"))
-                self._visit(body, times * self._trips(condition))
+                self._visit(body, times * self._trips(condition, body))
             elif instruction.opcode in ("call", "async-start"):
                 self._visit(_attribute(instruction, "(?:to_apply|calls)"), times, is_control)
             elif instruction.opcode == "fusion":
@@ -93,14 +93,16 @@ class Module:
                 for branch in re.findall(r"%[\w.-]+", _branches(instruction)):
                     self._visit(branch, times, is_control)
 
-    def _trips(self, condition: str) -> float:
-        """The constant that a loop's counter, which starts at 0, is compared with."""
-        body = self.computations[condition]
-        root = next(instruction for instruction in body.values() if instruction.is_root)
-        limits = [body[name] for name in root.operands if name in body and body[name].opcode == "constant"]
-        if root.opcode == "compare" and "direction=LT" in root.text and len(limits) == 1:
-            return float(limits[0].text)
-        return self.dynamic_trips
+    def _trips(self, condition: str, body: str) -> float:
+        """How often a loop runs whose counter, from 0 on, is compared with a constant."""
+        test = self.computations[condition]
+        root = _root(test)
+        limits = [test[name] for name in root.operands if name in test and test[name].opcode == "constant"]
+        if root.opcode != "compare" or "direction=LT" not in root.text or len(limits) != 1:
+            return self.dynamic_trips
+        counter = _search(r"index=(\d+)", test[root.operands[0]].text)
+        step = _added(_root(self.computations[body]).operands[int(counter)], self.computations[body])
+        return math.ceil(float(limits[0].text) / step)
 
     def flops(self) -> float:
         """Multiply-adds count two; matrix products and convolutions only, no kernels."""
@@ -172,7 +174,7 @@ class Module:
         if instruction.opcode != "fusion" or len(instruction.shapes) != 1:
             return None
         fused = self.computations[_attribute(instruction, "calls")]
-        root = next(inner for inner in fused.values() if inner.is_root)
+        root = _root(fused)
         if root.opcode == "dynamic-update-slice" and root.operands[1] in fused:
             return fused[root.operands[1]].shapes
         return None
@@ -251,6 +253,20 @@ def _instruction(line: str) -> Instruction:
         text=inside if opcode in ("constant", "parameter") else attributes,
         is_root=left.startswith("ROOT "),
     )
+
+
+def _root(computation: dict[str, Instruction]) -> Instruction:
+    return next(instruction for instruction in computation.values() if instruction.is_root)
+
+
+def _added(name: str, computation: dict[str, Instruction]) -> float:
+    """What a chain of additions adds to a loop's counter in one turn."""
+    instruction = computation[name]
+    if instruction.opcode == "constant":
+        return float(instruction.text)
+    if instruction.opcode == "add":
+        return sum(_added(operand, computation) for operand in instruction.operands)
+    return 0.0  # the counter itself
 
 
 def _closing(text: str, start: int) -> int:

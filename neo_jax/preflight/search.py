@@ -38,11 +38,11 @@ class Result:
         return self.config.stage[self.stage].batch_size // (mesh.data * mesh.fsdp)
 
 
-def check(config: FrozenConfigDict, stage: str, target: Target, image_tokens: int | None) -> Result:
+def check(config: FrozenConfigDict, stage: str, target: Target, document_tokens: int = 1024) -> Result:
     """Compiles the stage's step for the target and says what it takes."""
     config = program_lib.refit(config, stage, target)
     mesh = program_lib.mesh_of(config, target)
-    return _compile(config, stage, target, mesh, estimate_lib.assumed_rows(config, stage, image_tokens))
+    return _compile(config, stage, target, mesh, estimate_lib.assumed_rows(config, stage, document_tokens))
 
 
 def most_rows(result: Result) -> int:

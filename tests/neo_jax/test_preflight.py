@@ -1,0 +1,232 @@
+"""Preflight: its parts against counts by hand, and the real train step of a small config for a TPU."""
+
+import json
+import os
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from configs import base
+from neo_jax import config as config_lib, hardware, params as params_lib
+from neo_jax.errors import UserError
+from neo_jax.model.mask import Intervals, dense
+from neo_jax.model.transformer import Transformer
+from neo_jax.preflight import __main__ as command, estimate, hlo, program, report, search
+from neo_jax.preflight.estimate import Rows
+from neo_jax.preflight.program import OutOfMemory, Target
+from tests.conftest import ROOT
+
+V5E = Target(hardware.parse("v5e:2x2"))
+
+
+def small_config(**changes) -> FrozenConfigDict:
+    """Two layers of NEO's shape in small: heads of 128 channels, rows of 1,024 tokens."""
+    c = base.get_config()
+    c.model.update(hidden_size=256, num_layers=2, pre_buffer=0, num_heads=2, num_kv_heads=1, head_dim=128)
+    c.model.update(mlp_size=512, vocab_size=2048, dtype="bfloat16", remat_policy="full")
+    c.stages = ("only",)
+    c.stage.only = base.stage(10, batch_size=8, row_tokens=1024, row_patches=512, warmup_steps=1)
+    c.update_from_flattened_dict(changes)
+    return config_lib.resolve(c)
+
+
+@pytest.fixture
+def optimised():
+    """conftest.py turns XLA's optimisations off; here the optimised program is what is looked at."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.mark.parametrize("mask", ["causal", "image_bidirectional"])
+def test_assumed_rows(mask):
+    """Intervals of the assumed rows, and the blocks that they reach, against the dense mask."""
+    rows = Rows(tokens=96, image_tokens=20, documents=3)
+    start, end = rows.intervals(mask)
+    allowed = np.zeros((96, 96), bool)
+    for i in range(96):
+        for j in range(96):
+            both_in_image = i % 32 < 20 and j % 32 < 20 and mask != "causal"
+            allowed[i, j] = i // 32 == j // 32 and (j <= i or both_in_image)
+    found = np.asarray(dense(Intervals(start[None], end[None]), 96))[0]
+    np.testing.assert_array_equal(found, allowed)
+    live = allowed.reshape(12, 8, 12, 8).any(axis=(1, 3)).sum()
+    assert estimate.live_blocks(start, end, 8) == live
+
+
+def test_refit_keeps_rows_per_device():
+    config = small_config()
+    fitted = program.refit(config, "only", Target(hardware.parse("v6e:4x4"), num_slices=2))
+    assert {axis: fitted.mesh[axis] for axis in ("data", "fsdp", "tensor", "context")} == {
+        "data": 2, "fsdp": 16, "tensor": 1, "context": 1,
+    }  # fmt: skip
+    assert fitted.stage.only.batch_size == 8 * 32
+    config = ConfigDict(config.to_dict())
+    config.mesh.tensor = 3
+    with pytest.raises(UserError, match=r"mesh.tensor \* mesh.context = 3 does not divide the 4 devices"):
+        program.refit(FrozenConfigDict(config), "only", V5E)
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("replica_groups={{0,2},{1,3}}, dimensions={0}", (0, 2)),
+        ("replica_groups=[2,4]<=[8], x", (0, 1, 2, 3)),
+        ("replica_groups=[4,2]<=[2,4]T(1,0), x", (0, 4)),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, x", (0, 4)),
+        ("source_target_pairs={{1,3},{3,1}}, x", (1, 3)),
+    ],
+)
+def test_groups(text, group):
+    assert hlo._group(text) == group
+    shape = {"data": 2, "fsdp": 4} if max(group) > 3 else {"data": 1, "fsdp": 4}
+    assert hlo.axes_of(group, shape) == ("data" if group == (0, 4) else "fsdp")
+
+
+def test_products_with_windows():
+    """XLA writes some matrix products as padded convolutions: only places that meet an input count."""
+    text = """
+%main (a: bf16[64,1,32], b: bf16[32,2,16]) -> bf16[64,2,16] {
+  %a = bf16[64,1,32]{2,1,0} parameter(0)
+  %b = bf16[32,2,16]{2,1,0} parameter(1)
+  ROOT %c = bf16[64,2,16]{2,1,0:T(8,128)(2,1)S(1)} convolution(%a, %b), \
+window={size=2 pad=1_1 rhs_reversal=1}, dim_labels=b0f_i0o->b0f, metadata={op_name="x"}
+}
+""".replace("%main", "ENTRY %main")
+    assert hlo.Module(text).flops() == 2 * 64 * 32 * (2 * 16)
+
+
+def test_step_of_a_small_config(optimised, capsys):
+    """Its memory, its FLOPs against a hand count, and every weight gathered."""
+    result = search.check(small_config(), "only", V5E)
+    D, N, K, d, F, V, layers = 256, 2, 1, 128, 512, 2048, 2
+    tokens, words, patches = 8 * 1024, 8 * 512, 8 * 512  # of a device: 32 rows over four
+    layer = D * N * d * 2 + D * K * d * 3 + N * d * D + 3 * D * F
+    # Full recomputation, but for the layer's last product, whose result backward does not need.
+    products = tokens * layers * (6 * layer + 2 * (layer - F * D))
+    products += 6 * D * V * words  # cross-entropy visits supervised positions only
+    blocks = estimate.live_blocks(*result.rows.intervals("image_bidirectional"), 512)
+    per_pair = 2 * (2 * d + d) * 2 + 2 * (4 * d + 2 * d) + 2 * (4 * d + d)  # forward twice, dkv, dq
+    kernels = 8 * layers * N * blocks * 512**2 * per_pair
+    found = result.estimate
+    assert found.kernel_flops == kernels
+    embed = patches * (4 * 768 * 128 * 4 + 4 * 512 * D * 6)  # pixels have no gradient
+    assert found.hlo_flops - kernels == pytest.approx(products + embed, rel=0.02)
+    assert found.mfu == pytest.approx(found.model_flops / (found.step_s * 197e12))
+
+    specs = params_lib.abstract(Transformer(result.config.model))
+    assert result.state_bytes["parameters"] == pytest.approx(params_lib.count(specs) * 4 / 4, rel=0.02)
+    assert result.fits and sum(result.state_bytes.values()) < result.needed < V5E.hbm_limit
+    gathered = sum(size for (_, axes, _), (_, size) in found.transfers.items() if axes == "fsdp")
+    assert gathered > 2 * params_lib.count(specs) * 2 * 3 / 4  # bfloat16, forward and backward
+    assert set(report.as_json(result)) == {
+        "fits", "hbm_bytes_per_device", "hbm_limit_bytes", "model_flops_per_device", "hlo_flops_per_device",
+        "step_time_estimate_s", "mfu_estimate", "bound_by",
+    }  # fmt: skip
+    assert "bound by" in report.text(result)
+
+
+def fake_compile(fits):
+    def compile_step(config, stage, mesh):
+        if not fits(config):
+            return OutOfMemory(20 * hardware.GiB, "RESOURCE_EXHAUSTED: Used 20.0G of 15.75G hbm")
+        return program.Program("", {"peak": 10 * hardware.GiB}, 0.0, 0.0, 0.0, 0)
+
+    return compile_step
+
+
+@pytest.fixture
+def faked(monkeypatch):
+    """Stands in for the compiler, to reach what follows from its answers."""
+
+    def install(fits):
+        monkeypatch.setattr(program, "compile_step", fake_compile(fits))
+        monkeypatch.setattr(search.estimate_lib, "estimate", lambda *args: None)
+
+    return install
+
+
+def test_largest_batch(faked):
+    faked(lambda config: config.stage.only.batch_size <= 4 * 13)
+    result = search.check(small_config(**{"stage.only.batch_size": 1}), "only", V5E)
+    assert search.most_rows(result) == 13
+
+
+@pytest.mark.parametrize(
+    ("fits", "told"),
+    [
+        (lambda c: c.model.remat_policy == "full", "would fit with --config.model.remat_policy=full"),
+        (
+            lambda c: c.stage.only.accumulate == 8,
+            "would fit with --config.model.remat_policy=full --config.stage.only.accumulate=8",
+        ),
+        (lambda c: c.stage.only.row_tokens == 512, "row_tokens=512 --config.stage.only.row_patches=256"),
+        (lambda c: False, "use more devices"),
+    ],
+)
+def test_what_does_not_fit_says_what_would(faked, fits, told, tmp_path, capsys):
+    faked(fits)
+    file = tmp_path / "config.py"
+    config = json.dumps(small_config(**{"model.remat_policy": "none"}).to_dict())
+    file.write_text(f"import json\ndef get_config():\n    return json.loads({config!r})\n")
+    code = command.main([f"--config={file}", "--topology=v5e:2x2", "--json"])
+    out = capsys.readouterr().out
+    assert code == command.EXIT_DOES_NOT_FIT
+    assert told in out
+    last = json.loads(out.splitlines()[-1])
+    assert last["fits"] is False and last["hbm_bytes_per_device"] == 20 * hardware.GiB
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--topology=v5e:2x9"], "topology v5e:2x9"),
+        (["--topology=v7:2x2"], "unknown generation 'v7'"),
+        (["--topology=h100:8"], "only TPU programs"),
+        (["--topology=v5e:2x2", "--stage=third"], "--stage=third: the config has"),
+        (["--topology=v5e:2x2", "--num_slices=0"], "--num_slices: must be positive"),
+    ],
+)
+def test_bad_input_is_one_line(flags, message):
+    with pytest.raises(UserError, match=message):
+        command.main([f"--config={ROOT}/configs/neo_2b.py", *flags])
+
+
+def test_out_of_memory_is_read_from_the_compiler():
+    text = "HLO temporaries (384.00G) exceeds available HBM (15.75G)"
+    assert program._needed(text) == 384 * hardware.GiB
+    assert program._needed("Used 19.8G of 15.75G hbm. Exceeded by 4G") == pytest.approx(19.8 * hardware.GiB)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "topology", "num_slices"),
+    [
+        ("neo_2b", "v5e:4x4", 1),
+        ("neo_9b", "v5p:4x4x4", 1),
+        ("neo_9b", "v6e:16x16", 1),
+        ("neo_9b", "v5p:16x16x16", 2),
+    ],
+)
+def test_shipped_configs(name, topology, num_slices, optimised):
+    """The full sizes at 8k tokens per device, up to 8,192 chips: minutes each."""
+    config = config_lib.load(str(ROOT / "configs" / f"{name}.py"))
+    target = Target(hardware.parse(topology), num_slices)
+    result = search.check(config, config.stages[-1], target)
+    found = result.estimate
+    assert result.fits
+    assert result.rows_per_device * result.config.stage[result.stage].row_tokens >= 8192
+    assert found.hlo_flops <= 1.36 * found.model_flops
+    assert found.mfu >= 0.55
+    assert result.program.host_bytes < 16 * hardware.GiB
+    gathers = {
+        overlapped: size
+        for (kind, axes, overlapped), (_, size) in found.transfers.items()
+        if kind in ("all-gather", "collective-permute") and axes == "fsdp"
+    }
+    assert gathers[True] > 10 * gathers.get(False, 0.0)
