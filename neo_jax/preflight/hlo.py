@@ -158,42 +158,51 @@ class Module:
             for instruction in computation.values():
                 if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith("-done"):
                     continue
-                moved = float(sum(_in_memory(shape) for shape in self._written(instruction)))
+                moved = self._written(instruction)
                 for place, operand in enumerate(instruction.operands):
                     if operand in computation and not instruction.opcode.endswith("-start"):
                         moved += self._read(instruction, place, computation[operand])
                 total += self.times[name] * moved
         return total
 
-    def _written(self, instruction: Instruction) -> Sequence[Shape]:
-        """What an instruction writes: of an update in place, the update."""
-        updated = self._updates(instruction)
-        return updated if updated is not None else instruction.shapes
-
-    def _updates(self, instruction: Instruction) -> Sequence[Shape] | None:
-        if instruction.opcode != "fusion" or len(instruction.shapes) != 1:
-            return None
+    def _written(self, instruction: Instruction) -> float:
+        """Bytes that an instruction writes to memory: of an update in place, the update."""
+        if instruction.opcode != "fusion":
+            return sum(_in_memory(shape) for shape in instruction.shapes)
         fused = self.computations[_attribute(instruction, "calls")]
         root = _root(fused)
-        if root.opcode == "dynamic-update-slice" and root.operands[1] in fused:
-            return fused[root.operands[1]].shapes
-        return None
+        results = [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        if len(results) != len(instruction.shapes):  # a transfer cut into steps
+            return sum(_in_memory(shape) for shape in instruction.shapes)
+        total = 0.0
+        for shape, result in zip(instruction.shapes, results, strict=True):
+            while result.opcode == "bitcast":
+                result = fused[result.operands[0]]
+            if result.opcode == "dynamic-update-slice" and shape.space == 0:
+                total += fused[result.operands[1]].shapes[0].bytes
+            else:
+                total += _in_memory(shape)
+        return total
 
     def _read(self, instruction: Instruction, place: int, operand: Instruction) -> float:
-        """What an instruction reads of an operand: of one that it only slices or updates, the slices."""
+        """Bytes that it reads of an operand: of one that it only slices or updates, the slices."""
         whole = sum(_in_memory(shape) for shape in operand.shapes)
         if instruction.opcode != "fusion" or not whole:
             return whole
         fused = self.computations[_attribute(instruction, "calls")]
-        parameter = next(
-            (i.name for i in fused.values() if i.opcode == "parameter" and i.text == str(place)), None
-        )
-        users = [inner for inner in fused.values() if parameter in inner.operands]
-        if users and all(user.opcode in ("dynamic-slice", "dynamic-update-slice") for user in users):
-            return sum(
-                shape.bytes for user in users if user.opcode == "dynamic-slice" for shape in user.shapes
-            )
-        return whole
+        names = [i.name for i in fused.values() if i.opcode == "parameter" and i.text == str(place)]
+        sliced = 0.0
+        for name in names:  # grows by the bitcasts of the parameter
+            for user in fused.values():
+                if name not in user.operands:
+                    continue
+                if user.opcode == "bitcast":
+                    names.append(user.name)
+                elif user.opcode == "dynamic-slice":
+                    sliced += user.shapes[0].bytes
+                elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+                    return whole
+        return sliced
 
     def _executed(self) -> Iterator[tuple[str, Instruction]]:
         for name, computation in self.computations.items():

@@ -5,6 +5,7 @@ compiled program knows its memory, its schedule and its collectives.
 """
 
 import dataclasses
+import importlib.util
 import math
 import re
 import resource
@@ -96,8 +97,10 @@ def mesh_of(config: FrozenConfigDict, target: Target) -> Mesh:
     """The config's mesh over the target's devices.
 
     Raises:
-        UserError: XLA knows no such topology.
+        UserError: the compiler is not installed, or knows no such topology.
     """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("preflight needs the TPU compiler, which runs on any CPU: pip install libtpu")
     chips = target.slice
     try:
         devices = topologies.get_topology_desc(

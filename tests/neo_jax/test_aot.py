@@ -1,10 +1,5 @@
 """Programs for TPUs we do not have, compiled on this CPU by the compiler in the libtpu wheel."""
 
-import os
-
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # tests may run beside each other
-
 import jax
 import jax.numpy as jnp
 import numpy as np
