@@ -132,7 +132,7 @@ def _local(
     num_chunks = (supervised.sum() + C - 1) // C
 
     def sort(x: Array) -> Array:  # [B, L, ...] -> [T, ...], supervised first, zero-padded to whole chunks
-        x = x.reshape(T, *x.shape[2:])[order]
+        x = jnp.take(x.reshape(T, *x.shape[2:]), order, axis=0)
         return jnp.pad(x, [(0, -T % C)] + [(0, 0)] * (x.ndim - 1))
 
     hidden, targets, weights = map(sort, (hidden_BLD, targets_BL, weights_BL))
