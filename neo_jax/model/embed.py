@@ -20,7 +20,7 @@ from neo_jax.model.linear import Linear, on_last
 from neo_jax.model.local_attention import LocalAttention
 from neo_jax.model.mask import Batch
 from neo_jax.model.norm import LayerNorm
-from neo_jax.model.patches import Pixels, Slots, inner_hw, show
+from neo_jax.model.patches import Pixels, Slots, gelu, inner_hw, show
 from neo_jax.params import normal, parameter, uniform, zeros
 
 
@@ -75,7 +75,7 @@ class ConvGeluConv(nnx.Module):
 
     def convolve(self, pixels_BPmx: jax.Array) -> jax.Array:
         """First convolution and exact (erf) GELU: [B, P, m * m, C]."""
-        return jax.nn.gelu(self.patch(pixels_BPmx.astype(self.dtype)), approximate=False)
+        return gelu(self.patch(pixels_BPmx.astype(self.dtype)))
 
     def rotate(self, x_BPmC: jax.Array, patch_hw_BP2: jax.Array) -> jax.Array:
         """Rotates adjacent channel pairs: first half by the patch's column, second half by its row."""
@@ -124,7 +124,7 @@ class UnshuffleMLP(nnx.Module):
         x = x + self.positions[...].astype(x.dtype)[hw[..., 0] * self.grid + hw[..., 1]]
         x = x.reshape(*x.shape[:2], -1)
         x = self.norm(x) if hasattr(self, "norm") else x
-        return show(self.out(jax.nn.gelu(self.up(x), approximate=False)), batch)
+        return show(self.out(gelu(self.up(x))), batch)
 
 
 EMBEDS: dict[str, Callable[[ConfigDict], nnx.Module]] = {

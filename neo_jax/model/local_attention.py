@@ -15,7 +15,7 @@ from data_pipelines import schema
 from neo_jax.model.linear import Linear
 from neo_jax.model.mask import Batch
 from neo_jax.model.norm import LayerNorm
-from neo_jax.model.patches import Pixels, image_of_patch, show
+from neo_jax.model.patches import Pixels, gelu, image_of_patch, show
 from neo_jax.params import normal, uniform, vector
 
 NUM_HEADS = 8
@@ -101,7 +101,7 @@ class LocalAttention(nnx.Module):
 
     def __call__(self, batch: Batch) -> jax.Array:
         x = self.before_projector(batch, self.pool_patches(self.convolve(batch)))
-        return self.out(jax.nn.gelu(self.up(x), approximate=False))
+        return self.out(gelu(self.up(x)))
 
 
 def _heads(x: jax.Array) -> jax.Array:

@@ -60,6 +60,11 @@ class Slots(nnx.Module):
         return jnp.where((batch["kinds"] == schema.SLOT)[..., None], shown, x_BLD)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact (erf) GELU, in float32 as PyTorch has it: in bfloat16 the argument of erf loses its digits."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
+
+
 def show(patches_BPD: jax.Array, batch: Batch) -> jax.Array:
     """Puts row patch_index[i] at position i: [B, P, D] -> [B, L, D]; row 0 where there is none."""
     return jnp.take_along_axis(patches_BPD, jnp.maximum(batch["patch_index"], 0)[..., None], axis=1)

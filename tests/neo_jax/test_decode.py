@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import pack, schema
+from data_pipelines.positions import POSITIONS
 from neo_jax import decode, params as params_lib
 from neo_jax.model.transformer import Transformer
 from tests.neo_jax import rows
@@ -19,24 +20,37 @@ KINDS = [
     {},
     {"mask": "causal", "coords.kind": "1d"},
     {"pre_buffer": 0, "tie_embeddings": True},
+    {"coords.kind": "mrope", "coords.sections": (1, 2, 1), "mask": "prefix"},
 ]
 
 
 def prompts():
     rng = np.random.default_rng(0)
-    return [rows.document(rng, *kind) for kind in PROMPTS]
+    documents = [rows.document(rng, *kind) for kind in PROMPTS]
+    return [
+        dataclasses.replace(document, loss_weights=np.zeros_like(document.loss_weights))
+        for document in documents
+    ]
 
 
-def batch_of(documents, num_tokens=24):
+def coords_of(model, document):
+    """Where the data layer puts the document's tokens, for a model of this kind."""
+    hw = np.zeros((len(document.tokens), 2), np.int32)
+    hw[document.kinds == schema.PATCH] = document.patch_hw
+    return model.positions(document.image_ids, hw)
+
+
+def batch_of(model, documents, num_tokens=24):
     """One document per row, in one shape for all tests: rows of padding follow."""
-    return pack.stack([[document] for document in documents], len(PROMPTS), num_tokens, 8, rows.PATCH_DIM)
+    placed = [dataclasses.replace(document, coords=coords_of(model, document)) for document in documents]
+    return pack.stack([[document] for document in placed], len(PROMPTS), num_tokens, 8, rows.PATCH_DIM)
 
 
 def continued(document, tokens):
-    """The document with text behind it."""
+    """The document with supervised text behind it."""
     n = len(tokens)
-    coords = np.zeros((n, 3), np.float32)
-    coords[:, 0] = document.coords[-1, 0] + 1 + np.arange(n)
+    weights = np.append(document.loss_weights, np.ones(n))
+    weights[-n - 1 :] = [1] * n + [0]  # the prompt's last token predicts the first one of the text
 
     def append(name, values):
         old = getattr(document, name)
@@ -47,9 +61,9 @@ def continued(document, tokens):
         tokens=append("tokens", tokens),
         kinds=append("kinds", [schema.TEXT] * n),
         image_ids=append("image_ids", [0] * n),
-        coords=append("coords", coords),
+        coords=append("coords", np.zeros((n, 3))),  # batch_of fills them in
         targets=append("targets", [0] * n),
-        loss_weights=append("loss_weights", [0] * n),
+        loss_weights=weights.astype(np.float32),
     )
 
 
@@ -58,9 +72,12 @@ def continued(document, tokens):
 )
 def model(request):
     """A bound random model of each kind."""
-    unbound = Transformer(rows.tiny_model(**request.param))
+    config = rows.tiny_model(**request.param)
+    unbound = Transformer(config)
     params = params_lib.init(params_lib.abstract(unbound), jax.random.key(1))
-    return params_lib.bind(unbound, params)
+    model = params_lib.bind(unbound, params)
+    model.positions = functools.partial(POSITIONS[config.coords.kind], delta=config.coords.delta)
+    return model
 
 
 @functools.lru_cache
@@ -70,7 +87,7 @@ def full_forward(model):
 
 def full_logits(model, documents):
     """float32 [tokens, V] of each document, by one forward pass over all."""
-    logits = np.asarray(full_forward(model)(batch_of(documents, num_tokens=32)))
+    logits = np.asarray(full_forward(model)(batch_of(model, documents, num_tokens=32)))
     return [row[: len(document.tokens)] for row, document in zip(logits, documents, strict=False)]
 
 
@@ -80,7 +97,7 @@ def close(actual, expected):
 
 def test_prompt_logits(model):
     documents = prompts()
-    prefix = decode.read_prompts(model, batch_of(documents))
+    prefix = decode.read_prompts(model, batch_of(model, documents))
     for b, logits in enumerate(full_logits(model, documents)):
         close(prefix.logits[b], logits[-1])
         assert prefix.lengths[b] == len(documents[b].tokens)
@@ -89,21 +106,20 @@ def test_prompt_logits(model):
 @pytest.mark.parametrize("chunks", [(5,), (1, 1, 3)], ids=str)
 def test_extending_the_cache_equals_the_full_forward(model, chunks):
     documents, tail = prompts(), np.random.default_rng(2).integers(6, 64, (len(PROMPTS), sum(chunks)))
-    batch = batch_of(documents)
+    batch = batch_of(model, documents)
     _, caches = model.prefill(batch, batch["tokens"].shape[1] + sum(chunks))
     lengths = np.array([len(document.tokens) for document in documents], np.int32)
-    last_t = np.array([document.coords[-1, 0] for document in documents])
+    longer = [continued(d, text) for d, text in zip(documents, tail, strict=True)]
     found, done = [], 0
     for size in chunks:
         steps = done + np.arange(size)
-        coords = np.zeros((len(documents), size, 3), np.float32)
-        coords[..., 0] = last_t[:, None] + 1 + steps
+        coords = np.stack([coords_of(model, d)[-sum(chunks) :][steps] for d in longer])
         tokens, slots = tail[:, steps].astype(np.int32), (lengths[:, None] + steps).astype(np.int32)
         hidden, caches = model.extend(tokens, jnp.asarray(coords), jnp.asarray(slots), caches)
         found.append(model.logits(hidden))
         done += size
     found = np.concatenate(found, axis=1)
-    expected = full_logits(model, [continued(d, text) for d, text in zip(documents, tail, strict=True)])
+    expected = full_logits(model, longer)
     for b, logits in enumerate(expected):
         close(found[b], logits[lengths[b] :])
 
@@ -119,7 +135,7 @@ def greedy_by_full_forwards(model, document, steps):
 def test_greedy(model):
     documents, steps = prompts(), 6
     expected = [greedy_by_full_forwards(model, document, steps) for document in documents]
-    prefix = decode.read_prompts(model, batch_of(documents))
+    prefix = decode.read_prompts(model, batch_of(model, documents))
     unused = next(token for token in range(64) if all(token not in row for row in expected))
     found = decode.greedy(model, prefix, stop_id=unused, max_new_tokens=steps)
     np.testing.assert_array_equal(found, expected)
@@ -136,7 +152,7 @@ def test_scores_equal_full_forwards(model):
     documents, rng = prompts(), np.random.default_rng(3)
     lengths = np.array([1, 4, 2, 6, 3], np.int32)
     tokens = rng.integers(6, 64, (len(lengths), 6)).astype(np.int32)
-    prefix = decode.read_prompts(model, batch_of(documents))
+    prefix = decode.read_prompts(model, batch_of(model, documents))
     found = jax.jit(lambda *args: decode.score_candidates(model, *args))(prefix, tokens, lengths)
     assert found.shape == (len(documents), len(lengths))
     for c, length in enumerate(lengths):
@@ -147,7 +163,7 @@ def test_scores_equal_full_forwards(model):
 
 
 def test_scores_of_single_tokens(model):
-    prefix = decode.read_prompts(model, batch_of(prompts()))
+    prefix = decode.read_prompts(model, batch_of(model, prompts()))
     found = decode.score_candidates(model, prefix, jnp.arange(64)[:, None], jnp.ones(64, jnp.int32))
     close(np.exp(found).sum(axis=1), 1.0)
     np.testing.assert_array_equal(found.argmax(axis=1), prefix.logits.argmax(axis=1))
