@@ -25,6 +25,7 @@ OLDER_PREFIXES = {
     "vision_embed_tokens.": "model.vision_embed_tokens.",
 }
 ROPE_THETA, ROTARY_FRACTION = 25000.0, 0.5  # where a config.json is silent
+MAX_HW = (1080, 1920)  # larger images shrink to fit into it
 PIXEL_MEAN = PIXEL_STD = (0.5, 0.5, 0.5)
 
 
@@ -121,7 +122,7 @@ def hf_config(
     }
 
 
-def processor_files(model: ConfigDict, max_hw: tuple[int, int]) -> dict[str, dict[str, Any]]:
+def processor_files(model: ConfigDict, max_hw: tuple[int, int] = MAX_HW) -> dict[str, dict[str, Any]]:
     """File name -> content of what transformers' FuyuProcessor reads beside the tokenizer.
 
     `max_hw` is the largest (height, width) of an image, to which larger ones shrink. The tokenizer has to be
@@ -150,4 +151,5 @@ FUYU = Family(
     hf_config,
     canonical,
     data={"layout": "fuyu", "resize": "fuyu", "template": "fuyu"},
+    pixels=lambda hf: (1, MAX_HW[0] * MAX_HW[1]),  # images are shrunk, never enlarged
 )

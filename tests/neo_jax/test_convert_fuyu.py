@@ -12,10 +12,12 @@ import transformers
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tokenizers import decoders, models, normalizers
+from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
 from transformers.models.fuyu.processing_fuyu import FuyuProcessor
 
 from configs import base
 from data_pipelines import schema
+from data_pipelines.resize import Resize
 from neo_jax import decode, params as params_lib
 from neo_jax.convert import fuyu, table
 from neo_jax.convert.families import FAMILIES, recognise
@@ -209,3 +211,12 @@ def test_processor(folder, config, tokenizer, size):
     found = processor.tokenizer(before + "<s>", add_special_tokens=False)["input_ids"][1:]
     found += processor.tokenizer(after, add_special_tokens=False)["input_ids"]
     np.testing.assert_array_equal(found, ids[0])
+
+
+@pytest.mark.parametrize("size", [(1080, 1920), (1200, 900), (90, 2500), (31, 59)], ids=str)
+def test_an_import_sees_images_as_large_as_the_published_model(size):
+    theirs = FuyuImageProcessorPil()([Image.new("RGB", size[::-1])], return_tensors="np")
+    family, side = FAMILIES["fuyu"], FuyuImageProcessorPil().patch_size.height
+    plan = Resize(family.data["resize"], side, *family.pixels({})).plan(*size)
+    assert plan.height == theirs["image_unpadded_heights"][0][0]
+    assert plan.width == theirs["image_unpadded_widths"][0][0]
