@@ -28,6 +28,7 @@ from neo_jax import (
     stages as stages_lib,
     step as step_lib,
     workdir as workdir_lib,
+    xla_options,
 )
 from neo_jax.checkpoint import Checkpoints
 from neo_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_OK, UserError, main_guard
@@ -212,7 +213,9 @@ class Run:
         train, first = self.config.train, step
         sources = loader.source_names
         train_step = jax.jit(
-            step_lib.make_train_step(self.model, self.specs, stage, trainable, len(sources)), donate_argnums=0
+            step_lib.make_train_step(self.model, self.specs, stage, trainable, len(sources)),
+            donate_argnums=0,
+            compiler_options=xla_options.of(self.mesh),
         )
         log = StepLog(
             self.config,

@@ -143,8 +143,8 @@ def _local(
         chunk_ce, probabilities = _cross_entropy_of(x, head, target)
         ce = lax.dynamic_update_slice_in_dim(ce, chunk_ce, index * C, 0)
         if with_gradients:
-            d_logits = (probabilities * weight[:, None]).at[jnp.arange(C), target].add(-weight)
-            d_logits = d_logits.astype(x.dtype)
+            is_target = jnp.arange(head.shape[1], dtype=target.dtype)[None] == target[:, None]
+            d_logits = ((probabilities - is_target) * weight[:, None]).astype(x.dtype)
             d_head += jnp.einsum("CD,CV->DV", x, d_logits, preferred_element_type=jnp.float32)
             d_x = jnp.einsum("CV,DV->CD", d_logits, head)
             d_hidden = lax.dynamic_update_slice_in_dim(d_hidden, d_x, index * C, 0)

@@ -7,8 +7,10 @@ compiled program knows its memory, its schedule and its collectives.
 import dataclasses
 import importlib.util
 import math
+import pathlib
 import re
 import resource
+import tempfile
 import time
 from typing import Any
 
@@ -18,7 +20,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from data_pipelines import schema
-from neo_jax import mesh as mesh_lib, params as params_lib, stages as stages_lib, step as step_lib
+from neo_jax import (
+    mesh as mesh_lib,
+    params as params_lib,
+    stages as stages_lib,
+    step as step_lib,
+    xla_options,
+)
 from neo_jax.errors import UserError
 from neo_jax.hardware import Slice
 from neo_jax.model.transformer import Transformer
@@ -123,15 +131,20 @@ def compile_step(config: FrozenConfigDict, stage_name: str, mesh: Mesh) -> Progr
         state = abstract_state(mesh, specs, stage, trainable)
         lowered = jax.jit(step, donate_argnums=0).lower(state, abstract_batch(mesh, config, stage))
         lowered_at = time.perf_counter()
+        # The compiler writes its schedule down itself: JAX cannot read back all that newer ones do.
+        dump = tempfile.TemporaryDirectory(prefix="preflight-")
+        options = {"xla_dump_to": dump.name, "xla_dump_hlo_as_text": True, **xla_options.of(mesh)}
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return OutOfMemory(_needed(str(error)), str(error))
     memory = compiled.memory_analysis()
+    with dump:
+        text = next(pathlib.Path(dump.name).glob("*.after_optimizations.txt")).read_text()
     return Program(
-        text=compiled.as_text(),
+        text=text,
         memory={
             "arguments": memory.argument_size_in_bytes,
             "outputs": memory.output_size_in_bytes,

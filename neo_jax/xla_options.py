@@ -1,0 +1,14 @@
+"""Options of the XLA compiler, by platform, for training and preflight alike."""
+
+import jax
+
+OPTIONS: dict[str, dict[str, str]] = {
+    # Products with a gathered weight are not cut into one piece per device: the pieces would be added up
+    # in bfloat16, through memory. The weight is gathered whole instead, while other work goes on.
+    "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
+}
+
+
+def of(mesh: jax.sharding.Mesh) -> dict[str, str]:
+    """For programs that run on the mesh's devices, attached or not."""
+    return OPTIONS.get(mesh.devices.flat[0].platform, {})
