@@ -202,29 +202,14 @@ def test_out_of_memory_is_read_from_the_compiler():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "topology", "num_slices"),
-    [
-        ("neo_2b", "v5e:4x4", 1),
-        ("neo_9b", "v5p:4x4x4", 1),
-        ("neo_9b", "v6e:16x16", 1),
-        ("neo_9b", "v5p:16x16x16", 2),
-    ],
-)
-def test_shipped_configs(name, topology, num_slices, optimised):
-    """The full sizes at 8k tokens per device, up to 8,192 chips: minutes each."""
+@pytest.mark.parametrize(("name", "topology"), [("neo_2b", "v5e:4x4"), ("neo_9b", "v5p:4x4x4")])
+def test_shipped_configs(name, topology, optimised):
+    """The full sizes at 8k tokens per device: minutes each."""
     config = config_lib.load(str(ROOT / "configs" / f"{name}.py"))
-    target = Target(hardware.parse(topology), num_slices)
-    result = search.check(config, config.stages[-1], target)
+    result = search.check(config, config.stages[-1], Target(hardware.parse(topology)))
     found = result.estimate
     assert result.fits
     assert result.rows_per_device * result.config.stage[result.stage].row_tokens >= 8192
     assert found.hlo_flops <= 1.36 * found.model_flops
     assert found.mfu >= 0.55
     assert result.program.host_bytes < 16 * hardware.GiB
-    gathers = {
-        overlapped: size
-        for (kind, axes, overlapped), (_, size) in found.transfers.items()
-        if kind in ("all-gather", "collective-permute") and axes == "fsdp"
-    }
-    assert gathers[True] > 10 * gathers.get(False, 0.0)
