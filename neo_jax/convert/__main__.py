@@ -3,18 +3,20 @@
     python -m neo_jax.convert import --hf=DIR --out=WORKDIR
     python -m neo_jax.convert import --hf=LLM_DIR --out=WORKDIR --config=configs/neo_2b.py
     python -m neo_jax.convert export --workdir=runs/quickstart --out=runs/quickstart/hf [--step=N]
+    python -m neo_jax.convert verify --hf=DIR [--case=FILE]
 
 `import` writes a workdir without a run: give it to neo_jax.generate, or train with --config.init=WORKDIR.
 """
 
 import argparse
+import json
 import pathlib
 from collections.abc import Sequence
 
 import jax
 
 from neo_jax import config as config_lib, restore, workdir as workdir_lib
-from neo_jax.convert import import_
+from neo_jax.convert import import_, verify
 from neo_jax.convert.export import export
 from neo_jax.errors import UserError, main_guard
 
@@ -39,8 +41,23 @@ def main(argv: Sequence[str]) -> None:
         help="with --config: new pre-buffer layers add nothing at first, so that text logits are the base's",
     )
     config_lib.add_flag(from_hf, required=False)
+    check = commands.add_parser(
+        "verify", help="compare a Hugging Face folder, run by us, with another run of it"
+    )
+    check.add_argument(
+        "--hf", type=pathlib.Path, required=True, help="folder with config.json and safetensors"
+    )
+    check.add_argument(
+        "--case",
+        type=pathlib.Path,
+        help="recorded case to compare with; without it the folder's own PyTorch code is run",
+    )
+    check.add_argument(
+        "--atol", type=float, default=1e-4, help="largest difference of a logit (default: 1e-4)"
+    )
+    check.add_argument("--json", action="store_true", help="print nothing but the numbers")
     args = config_lib.parse(parser, argv)
-    {"import": import_hf, "export": export_hf}[args.command](args)
+    {"import": import_hf, "export": export_hf, "verify": verify_hf}[args.command](args)
 
 
 def import_hf(args: argparse.Namespace) -> None:
@@ -53,6 +70,17 @@ def import_hf(args: argparse.Namespace) -> None:
     if source.note:
         print(f"note: {source.note}")
     print(f"wrote {source.family_name} to {args.out}")
+
+
+def verify_hf(args: argparse.Namespace) -> None:
+    numbers = verify.run(args.hf, args.case)
+    if not args.json:
+        print(f"wrote {verify.CARD}")
+    print(json.dumps(numbers))
+    if not numbers["max_abs_error"] <= args.atol:
+        raise UserError(
+            f"{args.hf}: a logit differs by {numbers['max_abs_error']:.3g}, more than {args.atol:g}"
+        )
 
 
 def export_hf(args: argparse.Namespace) -> None:

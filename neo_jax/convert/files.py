@@ -19,6 +19,7 @@ from neo_jax.convert.table import Row, to_theirs
 from neo_jax.errors import UserError
 
 INDEX = "model.safetensors.index.json"
+SINGLE = ("model.safetensors", "weights.safetensors")  # names of files that hold everything
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 MAX_SHARD = 5_000_000_000  # bytes; what `transformers` writes
@@ -59,6 +60,9 @@ def open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
     index = folder / INDEX
     if index.is_file():
         return _open_index(index)
+    for name in SINGLE:
+        if (folder / name).is_file():
+            return read_header(folder / name)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return read_header(files[0])
@@ -169,12 +173,13 @@ def write_folder(
     """
     places = _lay_out(folder, rows, FLOATS[dtype], max_shard)
     for group in _together(rows):
-        params = {path: load(path) for row in group for path in row.paths if path}
+        params = {path: load(path) for path in sorted({path for row in group for path in row.paths})}
         for row in group:
             tensor = places[row.name]
             out = np.memmap(tensor.file, DTYPES[tensor.dtype], "r+", tensor.start, tensor.shape)
             out[...] = to_theirs(row, params)
             out.flush()
+        del params  # before the next are loaded
 
 
 def _lay_out(folder: pathlib.Path, rows: Sequence[Row], dtype: str, max_shard: int) -> dict[str, Tensor]:
