@@ -33,11 +33,25 @@ class Tokenizer:
     def __init__(self, path: str | Path, special_tokens: Sequence[str] = ()):
         """`special_tokens`: names that are appended, in order, where the vocabulary lacks them."""
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
+            content = Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: not a readable tokenizer.json: {error}") from error
+        self._read(content, str(path))
         new = [name for name in special_tokens if self._tokenizer.token_to_id(name) is None]
         self._tokenizer.add_special_tokens([tokenizers.AddedToken(name, normalized=False) for name in new])
+
+    @classmethod
+    def from_json(cls, content: str) -> "Tokenizer":
+        """From the content of a tokenizer.json."""
+        tokenizer = cls.__new__(cls)
+        tokenizer._read(content, "tokenizer")
+        return tokenizer
+
+    def _read(self, content: str, name: str) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content)
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"{name}: not a readable tokenizer.json: {error}") from error
         self._prepare()
 
     def _prepare(self) -> None:

@@ -86,16 +86,7 @@ def verify_hf(args: argparse.Namespace) -> None:
 def export_hf(args: argparse.Namespace) -> None:
     config = workdir_lib.load_config(args.workdir)
     trained = restore.load(args.workdir, config, args.step)
-    stage = trained.stage.config
-    export(
-        args.out,
-        "neo",
-        config.model,
-        jax.device_get(trained.params),
-        pathlib.Path(config.data.path) / "tokenizer.json",
-        stage.min_pixels,
-        stage.max_pixels,
-    )
+    export(args.out, config, trained.stage.config, jax.device_get(trained.params), trained.tokenizer)
     print(f"wrote step {trained.step} to {args.out}")
 
 

@@ -1,10 +1,12 @@
 """The NEO table: refusals, and an exported folder that reads back."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict, FrozenConfigDict
 from safetensors.numpy import load_file
 
 from data_pipelines.text import Tokenizer
@@ -43,8 +45,12 @@ def test_bad_checkpoints_are_named(tiny):
 
 def test_export_reads_back(tiny, tmp_path, quickstart_data):
     config, specs, params = tiny
-    data = quickstart_data.data.path
-    export(tmp_path / "hf", "neo", config, params, data + "/tokenizer.json", 1024, 4096)
+    run = ConfigDict(quickstart_data)
+    run.model = config
+    stage = run.stage.full
+    stage.min_pixels, stage.max_pixels = 1024, 4096
+    tokenizer = Tokenizer(Path(run.data.path) / "tokenizer.json")
+    export(tmp_path / "hf", FrozenConfigDict(run), stage, params, tokenizer)
     hf = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert hf["model_type"] == "neo_chat" and hf["vision_config"]["max_pixels"] == 4096
     tokenizer = Tokenizer(tmp_path / "hf" / "tokenizer.json")

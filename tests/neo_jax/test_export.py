@@ -1,0 +1,115 @@
+"""Exported folders in transformers: their PyTorch files compute what our JAX model computes."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from PIL import Image
+
+from data_pipelines import schema, text
+from neo_jax import config as config_lib, params as params_lib
+from neo_jax.convert.export import IN_TRANSFORMERS, export
+from neo_jax.model.transformer import Transformer
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+NEW_TOKENS = 16
+# Names of every family's special tokens; the vocabulary is the same for all.
+SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<IMG_CONTEXT>", "<img>", "</img>"),
+    *("<s>", "</s>", "<unk>", "<vision>", "</vision>", "<vpatch>", "<vrow_sep>"),
+)
+
+
+def native_configs():
+    """name -> resolved `:tiny` config of every native family that transformers does not have itself."""
+    found = {}
+    for file in sorted(CONFIGS.glob("*_*b.py")):
+        config = config_lib.load(f"{file}:tiny")
+        if config.family not in IN_TRANSFORMERS:
+            found[file.stem] = config
+    return found
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    words = ["the quick brown fox jumps over a lazy dog: what is shown here? " * 3]
+    trained = text.train_tokenizer(words, 400)
+    tokenizer = tokenizers.Tokenizer.from_str(trained)
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return text.Tokenizer.from_json(tokenizer.to_str())
+
+
+def exported(config, tokenizer, folder):
+    """A random model of a config, and its exported folder loaded by transformers."""
+    model = Transformer(config.model)
+    specs = params_lib.abstract(model)
+    params = jax.jit(lambda key: params_lib.init(specs, key))(jax.random.key(3))
+    # Norms and biases start at ones and zeros; a mix-up of two would not show.
+    keys = dict(zip(sorted(params), jax.random.split(jax.random.key(4), len(params)), strict=True))
+    params = {
+        path: x if specs[path].decays else x + 0.3 * jax.random.normal(keys[path], x.shape)
+        for path, x in params.items()
+    }
+    stage = config.stage[config.stages[-1]]
+    export(folder, config, stage, jax.device_get(params), tokenizer)
+    loaded = transformers.AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+    processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    return params_lib.bind(model, params), loaded.eval(), processor
+
+
+def as_batch(inputs):
+    """The processor's output for one prompt as a batch of our model."""
+    batch = {name: np.asarray(inputs[name]) for name in ("kinds", "image_ids")}
+    batch["tokens"], batch["coords"] = np.asarray(inputs["input_ids"]), np.asarray(inputs["coords"])
+    is_patch = batch["kinds"] == schema.PATCH
+    batch["patch_index"] = np.where(is_patch, np.cumsum(is_patch, axis=1) - 1, -1)
+    batch["segment_ids"] = np.ones_like(batch["tokens"])
+    batch["loss_weights"] = np.zeros(batch["tokens"].shape, np.float32)
+    batch = {name: x.astype(np.int32) if x.dtype == np.int64 else x for name, x in batch.items()}
+    batch["patches"] = np.asarray(inputs["patches"])[None]
+    batch["patch_hw"] = np.asarray(inputs["patch_hw"])[None].astype(np.int32)
+    return {name: jnp.asarray(x) for name, x in batch.items()}
+
+
+def pictures():
+    rng = np.random.default_rng(0)
+    sizes = [(40, 90), (61, 50)]
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3)).astype(np.uint8)) for size in sizes]
+
+
+@pytest.mark.parametrize("name", sorted(native_configs()))
+def test_transformers_computes_what_we_compute(name, tokenizer, tmp_path):
+    config = native_configs()[name]
+    ours, theirs, processor = exported(config, tokenizer, tmp_path / "hf")
+    prompt = "<image>the fox<image>what is shown here?"
+    inputs = processor(text=prompt, images=pictures(), return_tensors="pt")
+    batch = as_batch(inputs)
+    with torch.no_grad():
+        logits = theirs(**inputs).logits.numpy()
+    hidden, caches = jax.jit(lambda batch: ours.prefill(batch, inputs["kinds"].shape[1] + NEW_TOKENS))(batch)
+    np.testing.assert_allclose(logits, ours.logits(hidden), rtol=0, atol=1e-4)
+
+    tokens = theirs.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None)
+    new = tokens[0, inputs["input_ids"].shape[1] :].numpy()
+    assert len(new) == NEW_TOKENS
+    np.testing.assert_array_equal(new, greedy(ours, batch, hidden, caches))
+
+
+def greedy(ours, batch, hidden, caches):
+    """NEW_TOKENS likeliest tokens after a prompt, with our cache."""
+    length = batch["tokens"].shape[1]
+    last, new = batch["coords"][0, -1], []
+    extend = jax.jit(ours.extend)
+    for step in range(NEW_TOKENS):
+        token = jnp.argmax(ours.logits(hidden[:, -1]), axis=-1).astype(jnp.int32)
+        new.append(int(token[0]))
+        t = jnp.ceil(last.max()) + 1 + step
+        three = [t, t, t] if (last[1:] > 0).all() and last[0] == last[1] else [t, 0, 0]
+        coords = jnp.asarray(three, jnp.float32)[None, None]
+        hidden, caches = extend(token[:, None], coords, jnp.asarray([[length + step]], jnp.int32), caches)
+    return new
