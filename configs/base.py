@@ -102,8 +102,10 @@ def objectives() -> ConfigDict:
 def data() -> ConfigDict:
     """What is read and how a record becomes a document."""
     c = ConfigDict()
-    c.path = "data/quickstart"  # folder with manifest.json, tokenizer.json and ArrayRecord shards
+    c.path = "data/quickstart"  # folder that data_pipelines.build wrote
     c.recipe = "quickstart"  # built at `path` when missing; "" = never build
+    c.sources = ConfigDict()  # name -> source(...): read where they lie, in place of the folder `path`
+    c.tokenizer = ""  # tokenizer.json of `sources`; the folder `path` has its own
     c.locales = ("en",)  # caption languages
     c.vocab_size = 2048  # size of the BPE trained on the captions
     c.image_size = 128  # pixels per side at which drawings are rendered and stored
@@ -119,9 +121,33 @@ def data() -> ConfigDict:
     c.min_image_side = 1  # ... images smaller than this on a side, in pixels, ...
     c.max_aspect = 200.0  # ... and those whose longer side is more than this times the shorter
     c.augment = True  # training only: random background colour and small shifts
-    c.packing_bins = 32  # rows open at once while packing
+    c.overlong = "reject"  # documents that no row holds: "reject", "split_text" or "shrink_images"
+    c.window = 512  # records that are packed at once; more fill rows better and take more memory
+    c.lanes = 1  # streams that make up a batch; as many processes can share the reading without overlap
     c.shuffle = True  # training order; False reads in stored order
     c.prefetch = 4  # batches prepared ahead
+    c.workers = 0  # processes that read and decode; 0 = a thread of the training process
+    c.index_path = "data/index"  # local folder: where records start in tar and JSON files
+    c.quarantine = ""  # file that takes a line of JSON for every rejected record; "" = none
+    return c
+
+
+def source(kind: str, path: str, **changes: object) -> ConfigDict:
+    """One entry of data.sources: records of any kind, where they lie."""
+    c = ConfigDict()
+    c.kind = kind  # "webdataset", "parquet", "json", "tfds", "array_record" (data_pipelines/sources)
+    c.path = path  # file, folder or glob, here or behind a URL: gs://, s3://, hf://
+    c.split = "train"  # "train", or one of config.eval.splits; with tfds, its own name
+    c.form = "caption"  # what a record holds, one of FORMS in data_pipelines/forms.py
+    c.template = ""  # "" = data.template
+    c.image_fields = ()  # names of the fields that hold images; () = the usual ones
+    c.text_fields = ()  # names of the fields that hold text; () = the usual ones
+    c.image_root = ""  # folder or URL that image paths are relative to; "" = where the file lies
+    c.max_rejected = 0.01  # largest share of records that may be rejected before the run stops
+    for key, value in changes.items():
+        if key not in c:
+            raise ValueError(f"source() has no field {key!r}; it has {sorted(c)}")
+        c[key] = value
     return c
 
 
@@ -163,7 +189,8 @@ def stage(steps: int, **changes: object) -> ConfigDict:
     """One training stage: data mixture, trainable parameters, budgets, optimizer, schedule."""
     c = ConfigDict()
     c.steps = steps  # optimizer steps of this stage
-    c.mixture = ConfigDict({"all": 1.0})  # source -> weight; "all" = every source by its size
+    # source -> weight, or ((step of the stage, weight), ...), linear between; "all" = each source by its size
+    c.mixture = ConfigDict({"all": 1.0})  # which documents
     c.objectives = ConfigDict({"ntp": 1.0})  # objective -> weight in the loss: "ntp", "distill"
     c.teacher_ratio = 1  # distill: image tokens per side of one feature of the teacher
     c.trainable = (".*",)  # regular expressions; a parameter trains if its whole path matches one

@@ -4,8 +4,8 @@
     cfg = config.load(args.config, args.overrides)
 
 `configs/base.py` is the schema: its fields, their types and their defaults. A config may use no other field
-(names of stages, sources and objectives are free), so a misspelt one is an error that names the nearest. What
-values must be is in `validate.py`. Neither imports JAX.
+(names of stages, sources, objectives and mixture entries are free), so a misspelt one is an error that names
+the nearest. What values must be is in `validate.py`. Neither imports JAX.
 """
 
 import argparse
@@ -154,8 +154,23 @@ def _schema(values: dict[str, Any]) -> dict[str, Any]:
         for section in _FREE_NAMES:
             weights = stage.get(section) if isinstance(stage, dict) else None
             if isinstance(weights, dict):
-                schema["stage"][name][section] = dict.fromkeys(weights, 1.0)
+                schema["stage"][name][section] = _weights_like(section, weights)
+    data = values.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    for name in sources if isinstance(sources, dict) else ():
+        if not re.fullmatch(r"\w+", str(name)):
+            raise UserError(f"data.sources.{name}: a source name is made of letters, digits and _")
+        schema["data"]["sources"][name] = _plain(base.source("", ""))
     return schema
+
+
+_RAMP = ((0.0, 0.0),)  # the schema of a weight that changes with the step
+
+
+def _weights_like(section: str, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of named weights: floats, and in a mixture also (step, weight) pairs."""
+    ramps = {name for name, weight in weights.items() if isinstance(weight, (tuple, list))}
+    return {name: _RAMP if section == "mixture" and name in ramps else 1.0 for name in weights}
 
 
 def _override(values: dict[str, Any], schema: dict[str, Any], field: str, text: str) -> None:
@@ -166,13 +181,15 @@ def _override(values: dict[str, Any], schema: dict[str, Any], field: str, text: 
         if not isinstance(parent, dict) or section not in parent:
             raise _unknown(field, schema)
         parent, values = parent[section], values[section]
-    if isinstance(parent, dict) and sections[:1] == ["stage"] and "".join(sections[2:]) in _FREE_NAMES:
-        parent.setdefault(name, 1.0)
+    section = "".join(sections[2:]) if sections[:1] == ["stage"] else ""
+    if isinstance(parent, dict) and section in _FREE_NAMES:
+        ramps = section == "mixture" and text.startswith(("(", "["))
+        parent[name] = _RAMP if ramps else 1.0
     if not isinstance(parent, dict) or name not in parent:
         raise _unknown(field, schema)
     value = _parsed(text, parent[name])
     if name in _FREE_NAMES and isinstance(value, dict):
-        parent[name] = dict.fromkeys(value, 1.0)
+        parent[name] = _weights_like(name, value)
     values[name] = _typed(value, parent[name], field, schema)
 
 

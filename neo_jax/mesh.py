@@ -5,12 +5,13 @@ splits the positions of a row. Across slices (groups of devices joined by the da
 `data` that is split, as it needs the least traffic: one sum of gradients per step.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -127,6 +128,18 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
     """This process's rows of a batch, as global arrays split over the mesh."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+
+
+def gather(value: Any) -> list[Any]:
+    """A JSON value of every process, in the order of the processes; all of them must call this."""
+    if jax.process_count() == 1:
+        return [value]
+    own: np.ndarray = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(own)))
+    padded: np.ndarray = np.zeros(sizes.max(), np.uint8)
+    padded[: len(own)] = own
+    everyone = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(one[:size])) for one, size in zip(everyone, sizes, strict=True)]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -33,9 +33,10 @@ class MetricsWriter:
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, line: dict[str, Any]) -> None:
-        """`line` holds "step" and numbers, nested by dicts."""
+        """`line` holds "step" and numbers, nested by dicts; "rejected" is not charted."""
         self._file.write(json.dumps(line) + "\n")
-        for name, value in _flatten(line):
+        # A chart for every shard that rejects something would bury the others.
+        for name, value in _flatten({key: value for key, value in line.items() if key != "rejected"}):
             if isinstance(value, int | float) and name != "step":
                 self._events.add_scalar(name, value, line["step"])
 

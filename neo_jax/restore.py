@@ -14,7 +14,8 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from data_pipelines import build, documents
+from data_pipelines import documents
+from data_pipelines.dataset import open_data
 from data_pipelines.images import Picture, make_picture
 from data_pipelines.text import Tokenizer
 from neo_jax import mesh as mesh_lib, params as params_lib, stages as stages_lib
@@ -78,14 +79,14 @@ def load(workdir: pathlib.Path, config: FrozenConfigDict, step: int | None = Non
         },
     )
     if record["data_hash"] is None:
-        tokenizer_file = workdir / TOKENIZER
+        tokenizer = Tokenizer(workdir / TOKENIZER, config.data.special_tokens)
     else:
-        manifest = build.ensure(config.data)
-        tokenizer_file = pathlib.Path(config.data.path) / manifest["tokenizer"]["file"]
-        if record["data_hash"] != manifest["data_hash"]:
+        data = open_data(config.data)
+        tokenizer = data.tokenizer
+        if record["data_hash"] != data.data_hash:
             raise UserError(
-                f"checkpoint {folder} was trained on data {record['data_hash']}, but {config.data.path} "
-                f"holds {manifest['data_hash']}, whose tokens mean something else: bring the old data back"
+                f"checkpoint {folder} was trained on data {record['data_hash']}, but the config names "
+                f"{data.data_hash}, whose tokens mean something else: bring the old data back"
             )
     return Trained(
         config=config,
@@ -93,7 +94,7 @@ def load(workdir: pathlib.Path, config: FrozenConfigDict, step: int | None = Non
         stage=stages_lib.at(stages_lib.plan(config), step - 1),
         model=model,
         params=params,
-        tokenizer=Tokenizer(tokenizer_file, config.data.special_tokens),
+        tokenizer=tokenizer,
         mesh=jax.sharding.Mesh(np.reshape([device], [1] * len(mesh_lib.AXES)), mesh_lib.AXES),
     )
 

@@ -1,6 +1,7 @@
 """From the metrics that a step returns to the line that is logged."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from neo_jax import flops
+from data_pipelines import rejects as rejects_lib
+from data_pipelines.rejects import Rejected
+from neo_jax import flops, mesh as mesh_lib
 from neo_jax.errors import UserError
 from neo_jax.metrics import MetricsWriter, Progress
 from neo_jax.params import ParamSpec
@@ -23,6 +26,7 @@ class StepLog:
         peak_flops: FLOP/s of all devices together, the yardstick of MFU.
         source_names: names of the entries of `source_loss`.
         step: the step the stage goes on from.
+        rejected: records that earlier steps left out and no line has told of yet.
     """
 
     def __init__(
@@ -36,12 +40,14 @@ class StepLog:
         writer: MetricsWriter,
         progress: Progress,
         step: int,
+        rejected: rejects_lib.Counts,
     ):
         self.config, self.stage, self.specs, self.trainable = config, stage, specs, trainable
         self.source_names, self.peak_flops = source_names, peak_flops
         self.writer, self.progress = writer, progress
         self.nonfinite_steps = 0
-        self._pending: tuple[int, Metrics] | None = None
+        self.rejected = rejected
+        self._pending: tuple[int, Metrics, list[Rejected]] | None = None
         self._restart(step)
 
     def _restart(self, step: int) -> None:
@@ -55,16 +61,20 @@ class StepLog:
         yield
         self._waited += time.perf_counter() - began
 
-    def add(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of `step`, still being computed, and finishes those of the step before."""
+    def add(self, step: int, metrics: Metrics, rejects: list[Rejected]) -> None:
+        """Takes the metrics of `step`, still being computed, and finishes those of the step before.
+
+        `rejects` are the records that its batch left out, in this process.
+        """
         self.flush()
-        self._pending = (step, metrics)
+        self._pending = (step, metrics, rejects)
 
     def flush(self) -> None:
         """Waits for the last step and logs it if it is due."""
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (step, metrics, rejects), self._pending = self._pending, None
+        self.rejected = rejects_lib.add(self.rejected, rejects_lib.count(rejects))
         values = jax.device_get(metrics)
         self.nonfinite_steps = int(values["nonfinite_steps"])
         if values["misrouted_tokens"]:
@@ -77,7 +87,9 @@ class StepLog:
         self._images += float(values["images"])
         self._flops += flops.train_flops(self.config.model, self.specs, self.trainable, values)
         if step % self.config.train.log_every == 0:
-            line = self._line(step, values)
+            everywhere = mesh_lib.gather(self.rejected)
+            line = self._line(step, values) | {"rejected": functools.reduce(rejects_lib.add, everywhere)}
+            self.rejected = {}
             self.writer.write(line)
             self.progress.log(step, _summary(line))
             self._restart(step)

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines import build
-from data_pipelines.loader import Loader, train_loader
+from data_pipelines import rejects as rejects_lib
+from data_pipelines.dataset import open_data
+from data_pipelines.loader import Loader, merge_states, train_loader
 from neo_jax import (
     config as config_lib,
     flops,
@@ -59,7 +60,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = F
             f"--workdir={workdir} holds a model, but no run; start one in another folder with "
             f"--config.init={workdir}"
         )
-    manifest = build.ensure(config.data)
+    data_hash = open_data(config.data).data_hash
 
     mesh = start_devices(config.mesh)
     model = objectives.build(config)
@@ -80,14 +81,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = F
         record = None
         if step:
             state, record = checkpoints.restore(step, state)
-            if record["data_hash"] != manifest["data_hash"] and not allow_data_change:
+            if record["data_hash"] != data_hash and not allow_data_change:
                 raise UserError(
-                    f"checkpoint {step} is of data {record['data_hash']}, but {config.data.path} holds "
-                    f"{manifest['data_hash']}: bring the old data back, or pass --allow_data_change"
+                    f"checkpoint {step} is of data {record['data_hash']}, but the config names "
+                    f"{data_hash}: bring the old data back, or pass --allow_data_change"
                 )
         with MetricsWriter(workdir, step) as writer, Progress(step, stages[-1].end) as progress:
             peak = flops.measured_peak(config.model.dtype) * mesh.size
-            run = Run(config, mesh, model, specs, manifest, peak, checkpoints, writer, progress, interrupt)
+            run = Run(config, mesh, model, specs, data_hash, peak, checkpoints, writer, progress, interrupt)
             step, state, code = run.stage(stage, trainable[stage.name], step, state, record)
             for following in stages[stage.index + 1 :]:
                 if code is None:
@@ -168,7 +169,7 @@ class Run:
     mesh: jax.sharding.Mesh
     model: Transformer
     specs: dict[str, params_lib.ParamSpec]
-    manifest: dict[str, Any]
+    data_hash: str
     peak_flops: float
     checkpoints: Checkpoints
     writer: MetricsWriter
@@ -196,7 +197,13 @@ class Run:
 
         Returns (step, state, exit code, or None when another stage follows).
         """
-        with train_loader(self.config, stage.config, seed=data_seed(self.config.seed, stage)) as loader:
+        with train_loader(
+            self.config,
+            stage.config,
+            seed=data_seed(self.config.seed, stage),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ) as loader:
             if record is not None and step < stage.end:
                 loader.set_state(record["loader"])
             count = params_lib.count({path: self.specs[path] for path in trainable})
@@ -204,10 +211,17 @@ class Run:
             self.progress.say(
                 f"stage {stage.name} {verb}: {count:,} trainable parameters, until step {stage.end}"
             )
-            return self.loop(stage, trainable, loader, step, state)
+            rejected = record.get("rejected", {}) if record is not None else {}
+            return self.loop(stage, trainable, loader, step, state, rejected)
 
     def loop(
-        self, stage: Stage, trainable: frozenset[str], loader: Loader, step: int, state: TrainState
+        self,
+        stage: Stage,
+        trainable: frozenset[str],
+        loader: Loader,
+        step: int,
+        state: TrainState,
+        rejected: rejects_lib.Counts,
     ) -> tuple[int, TrainState, int | None]:
         """The order is fixed: evaluate, save, next batch, step, log."""
         train, first = self.config.train, step
@@ -227,6 +241,7 @@ class Run:
             self.writer,
             self.progress,
             step,
+            rejected,
         )
         while True:
             at_end = step == stage.end
@@ -238,7 +253,7 @@ class Run:
             due = at_end or (step and (step == stage.start or step % train.save_every == 0))
             if due or self.interrupt.asked:
                 log.flush()
-                self.save(stage, step, state, loader)
+                self.save(stage, step, state, loader, log)
             if at_end:
                 self.checkpoints.wait()
                 return step, state, EXIT_OK
@@ -251,7 +266,7 @@ class Run:
             state, metrics = train_step(state, batch)
             step += 1
             self.progress.step()
-            log.add(step, metrics)
+            log.add(step, metrics, loader.take_rejects())
             if log.nonfinite_steps > train.max_nonfinite_steps:
                 self.progress.say(
                     f"error: {log.nonfinite_steps} steps had a non-finite loss or gradient, above "
@@ -260,11 +275,12 @@ class Run:
                 )
                 return step, state, EXIT_NONFINITE
 
-    def save(self, stage: Stage, step: int, state: TrainState, loader: Loader) -> None:
+    def save(self, stage: Stage, step: int, state: TrainState, loader: Loader, log: StepLog) -> None:
         record = {
             "stage": stage.name,
-            "loader": loader.get_state(),
-            "data_hash": self.manifest["data_hash"],
+            "loader": merge_states(mesh_lib.gather(loader.get_state())),
+            "rejected": log.rejected,
+            "data_hash": self.data_hash,
             "config_hash": config_lib.config_hash(self.config),
         }
         self.checkpoints.save(step, state, record)

@@ -12,8 +12,13 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
+from data_pipelines.errors import DataError
+from data_pipelines.forms import FORMS
 from data_pipelines.layout import LAYOUTS
+from data_pipelines.mix import ALL, TRAIN, Mixture
+from data_pipelines.overlong import POLICIES
 from data_pipelines.resize import RESIZES
+from data_pipelines.sources import SOURCES
 from data_pipelines.template import TEMPLATES
 from neo_jax.errors import UserError
 
@@ -39,6 +44,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.template": tuple(TEMPLATES),
     "data.layout": tuple(LAYOUTS),
     "data.resize": tuple(RESIZES),
+    "data.overlong": tuple(POLICIES),
+    "data.sources.*.kind": tuple(SOURCES),
+    "data.sources.*.form": tuple(FORMS),
+    "data.sources.*.template": ("", *TEMPLATES),
     "stage.*.loss_reduction": ("token", "sample", "square"),
     "stage.*.schedule": ("cosine", "linear"),
 }
@@ -60,6 +69,8 @@ _RANGES: dict[str, _Range] = {
     "model.coords.delta": _FRACTION,
     "model.route.visual_share": _DECAY,
     "data.prefetch": _NOT_NEGATIVE,
+    "data.workers": _NOT_NEGATIVE,
+    "data.sources.*.max_rejected": _FRACTION,
     "train.eval_every": _NOT_NEGATIVE,
     "eval.num_generate": _NOT_NEGATIVE,
     "stage.*.mixture.*": _NOT_NEGATIVE,
@@ -74,7 +85,11 @@ _RANGES: dict[str, _Range] = {
 }
 
 OBJECTIVES = ("ntp", "distill")  # what a stage may minimise
-_MAY_BE_EMPTY = {"init", "data.recipe", "data.special_tokens", "eval.splits", "model.attention_bias"}
+_MAY_BE_EMPTY = {"data.recipe", "data.special_tokens", "data.tokenizer", "data.quarantine"}
+_MAY_BE_EMPTY |= {
+    f"data.sources.*.{name}" for name in ("template", "image_fields", "text_fields", "image_root")
+}
+_MAY_BE_EMPTY |= {"init", "eval.splits", "model.attention_bias"}
 _MIN_CAPTION_TOKENS = 16  # a row that cannot hold one image and this much text is a mistake
 
 
@@ -82,21 +97,31 @@ def check_field(field: str, value: Any) -> None:
     """Checks one field by itself; `field` is its dotted name. Raises UserError."""
     pattern = re.sub(r"^stage\.\w+\.", "stage.*.", field)
     pattern = re.sub(r"^stage\.\*\.(mixture|objectives)\..*", r"stage.*.\1.*", pattern)
+    pattern = re.sub(r"^data\.sources\.\w+\.", "data.sources.*.", pattern)
     if isinstance(value, (str, tuple)):
         _check(bool(value) or pattern in _MAY_BE_EMPTY, f"{field}: must not be empty")
     if pattern in CHOICES:
         kinds = ", ".join(CHOICES[pattern])
         _check(value in CHOICES[pattern], f"{field}: {value!r} is not a kind; choose from {kinds}")
-    for number in value if isinstance(value, tuple) else (value,):
+    for number in _flat(value):
         if isinstance(number, (int, float)) and not isinstance(number, bool):
             wanted, test = _RANGES.get(pattern, _POSITIVE)
             _check(math.isfinite(number) and test(number), f"{field}: must be {wanted}, got {value!r}")
+
+
+def _flat(value: Any) -> list[Any]:
+    """The value, or the elements of a tuple and of the tuples in it."""
+    return [leaf for item in value for leaf in _flat(item)] if isinstance(value, tuple) else [value]
 
 
 def check_together(config: FrozenConfigDict) -> None:
     """Checks that the fields of a whole config fit each other. Raises UserError for the first that do not."""
     _check_model(config.model, config.data)
     _check_mesh(config.mesh)
+    _check(
+        not len(config.data.sources) or bool(config.data.tokenizer),
+        "data.tokenizer: data.sources need one; name a tokenizer.json",
+    )
     _check_stages(config)
     for name in config.stage:
         _check_stage(config, name)
@@ -197,7 +222,7 @@ def _check_stage(config: FrozenConfigDict, name: str) -> None:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"{here}.trainable: {pattern!r} is not a regular expression: {error}") from error
-    _check(sum(stage.mixture.values()) > 0, f"{here}.mixture: needs a source with a positive weight")
+    _check_mixture(config.data, stage.mixture, here)
     for objective in stage.objectives:
         _check(
             objective in OBJECTIVES,
@@ -258,6 +283,24 @@ def _check_distill(config: FrozenConfigDict) -> None:
         f"objectives.distill.every: {head.every} is more than model.num_layers = {num_layers}; the tap "
         "of the last layer needs others to attend to",
     )
+
+
+def _check_mixture(data: FrozenConfigDict, mixture: FrozenConfigDict, here: str) -> None:
+    """Names are sources of `data.sources`, if it has any, and at every step one of them has a weight."""
+    known = [name for name, source in data.sources.items() if source.split == TRAIN]
+    for name in mixture:
+        _check(
+            not len(data.sources) or name in (ALL, *known),
+            f"{here}.mixture.{name}: no source of split {TRAIN!r}; "
+            f"did you mean {nearest(name, [ALL, *known])}?",
+        )
+    try:
+        weights = Mixture(dict(mixture))
+        steps = [pair[0] for weight in mixture.values() if isinstance(weight, tuple) for pair in weight]
+        for step in (0, *steps):
+            weights.at(step)
+    except DataError as error:
+        raise UserError(f"{here}.{error}") from error
 
 
 def nearest(name: str, candidates: Sequence[str]) -> str:

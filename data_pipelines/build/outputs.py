@@ -173,7 +173,8 @@ class _RowWriting:
             documents.append(document)
             to = self._output.resize.for_images(len(example.images))
             files[id(document)] = [rows.RowImage(image.data, to.max_pixels) for image in example.images]
-        for row in pack.pack_rows(documents, self._output.row_tokens, self._output.row_patches):
+        budgets = pack.row_budgets(self._output.row_tokens, self._output.row_patches)
+        for row in pack.pack_rows(documents, budgets):
             self.statistics.count("rows")
             images_of_row = [image for document in row for image in files[id(document)]]
             yield rows.to_record(row, images_of_row, self._output.shape)

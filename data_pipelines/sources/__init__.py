@@ -8,6 +8,7 @@ from data_pipelines import forms
 from data_pipelines.errors import DataError
 from data_pipelines.sources.array_record import ArrayRecordSource
 from data_pipelines.sources.base import Options, Source
+from data_pipelines.sources.drawings import DrawingSource
 from data_pipelines.sources.json_lines import JsonSource
 from data_pipelines.sources.parquet import ParquetSource
 from data_pipelines.sources.tfds import TfdsSource
@@ -15,6 +16,7 @@ from data_pipelines.sources.webdataset import WebDatasetSource
 
 SOURCES: dict[str, type[Source]] = {
     "array_record": ArrayRecordSource,
+    "drawings": DrawingSource,
     "webdataset": WebDatasetSource,
     "parquet": ParquetSource,
     "tfds": TfdsSource,

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-import grain
+from array_record.python import array_record_data_source
 
 from data_pipelines import files, records
 from data_pipelines.errors import DataError, Reject
@@ -22,13 +22,13 @@ class ArrayRecordSource(Source):
     def _open(self) -> tuple[list[str], list[int]]:
         self._urls = files.expand(self.options.path, self.suffixes)
         self._files = [files.File(url) for url in self._urls]
+        self._shard = functools.lru_cache(maxsize=256)(self._open_shard)
         return names(self._urls), [len(self._shard(i)) for i in range(len(self._urls))]
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019  a source lives as long as its process
-    def _shard(self, shard: int) -> Any:
+    def _open_shard(self, shard: int) -> Any:
         url = self._urls[shard]
         try:
-            return grain.sources.ArrayRecordDataSource(url)
+            return array_record_data_source.ArrayRecordDataSource(url)
         except Exception as error:  # the reader raises many kinds
             raise DataError(f"{url}: not a readable ArrayRecord file: {_line(error)}") from error
 

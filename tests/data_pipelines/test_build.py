@@ -196,7 +196,8 @@ def small_recipe(monkeypatch):
 
 def data_config(path: Path, **changes) -> SimpleNamespace:
     fields = {"recipe": "quickstart", "locales": ("en",), "image_size": 32, "vocab_size": 300}
-    return SimpleNamespace(path=str(path), **(fields | changes))
+    fields |= {"sources": {}, "special_tokens": ()}
+    return SimpleNamespace(path=str(path), index_path=str(path), **(fields | changes))
 
 
 def test_build_is_deterministic_and_complete(small_recipe, tmp_path):

@@ -43,7 +43,7 @@ sizes = st.lists(
 @given(sizes, st.integers(26, 60), st.integers(12, 30))
 def test_every_document_once_and_budgets_kept(sizes, row_tokens, row_patches):
     documents = [make_document(i, *size) for i, size in enumerate(sizes)]
-    rows = pack.pack_rows(documents, row_tokens, row_patches)
+    rows = pack.pack_rows(documents, pack.row_budgets(row_tokens, row_patches))
     assert sorted(d.name for row in rows for d in row) == sorted(d.name for d in documents)
     for row in rows:
         assert sum(len(d.tokens) for d in row) <= row_tokens
@@ -53,7 +53,7 @@ def test_every_document_once_and_budgets_kept(sizes, row_tokens, row_patches):
 @given(sizes, st.integers(26, 60), st.integers(12, 30))
 def test_stacked_rows_hold_the_documents(sizes, row_tokens, row_patches):
     documents = [make_document(i, *size) for i, size in enumerate(sizes)]
-    rows = pack.pack_rows(documents, row_tokens, row_patches)
+    rows = pack.pack_rows(documents, pack.row_budgets(row_tokens, row_patches))
     batch = pack.stack(rows, len(rows) + 1, row_tokens, row_patches, PATCH_DIM)
     for name, (shape, dtype) in schema.batch_shapes(
         len(rows) + 1, row_tokens, row_patches, PATCH_DIM
@@ -92,13 +92,13 @@ def test_stacked_rows_hold_the_documents(sizes, row_tokens, row_patches):
 
 def test_fullest_row_with_room_is_chosen():
     documents = [make_document(i, n, []) for i, n in enumerate([6, 7, 3, 4])]
-    rows = pack.pack_rows(documents, 10, 1)
-    assert [[len(d.tokens) for d in row] for row in rows] == [[6, 4], [7, 3]]
+    rows = pack.pack_rows(documents, pack.row_budgets(10, 1))
+    assert [[len(d.tokens) for d in row] for row in rows] == [[7, 3], [6, 4]]
 
 
 def test_the_patch_budget_alone_can_fill_a_row():
     documents = [make_document(i, 1, [3]) for i in range(3)]
-    assert len(pack.pack_rows(documents, 100, 6)) == 2
+    assert len(pack.pack_rows(documents, pack.row_budgets(100, 6))) == 2
 
 
 @pytest.mark.parametrize(
@@ -110,4 +110,4 @@ def test_the_patch_budget_alone_can_fill_a_row():
 )
 def test_too_large_document_is_an_error(document, message):
     with pytest.raises(DataError, match=message):
-        pack.pack_rows([make_document(0, 1, []), document], 10, 7)
+        pack.pack_rows([make_document(0, 1, []), document], pack.row_budgets(10, 7))

@@ -67,5 +67,6 @@ def documents(rng: np.random.Generator, count: int) -> list[Document]:
 
 def batch(seed: int = 0, rows: int = 4, row_tokens: int = 40, row_patches: int = 16) -> dict[str, np.ndarray]:
     """`rows` packed rows of random documents, with padding at their ends."""
-    packed = pack.pack_rows(documents(np.random.default_rng(seed), rows * 3), row_tokens, row_patches)[:rows]
+    budgets = pack.row_budgets(row_tokens, row_patches)
+    packed = pack.pack_rows(documents(np.random.default_rng(seed), rows * 3), budgets)[:rows]
     return pack.stack(packed, rows, row_tokens, row_patches, PATCH_DIM)

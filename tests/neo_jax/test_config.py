@@ -23,20 +23,25 @@ from neo_jax.errors import UserError
 ROOT = Path(__file__).parent.parent.parent
 
 
-def experiment() -> ConfigDict:
-    """Two stages over the base config."""
+def experiment(sources: bool = False) -> ConfigDict:
+    """Two stages over the base config; with `sources`, one to evaluate on beside the two of the mixtures."""
     config = base.get_config()
     config.stages = ("warm", "full")
     config.stage.warm = base.stage(200, trainable=("embed/.*", r"pre/.*"), mixture={"noto": 2, "fluent": 1.0})
     config.stage.full = base.stage(400)
+    if sources:
+        config.data.tokenizer = "tokenizer.json"
+        config.data.sources.full = base.source("parquet", "gs://bucket/full", split="val")
+        for name in ("noto", "fluent"):
+            config.data.sources[name] = base.source("webdataset", name)
     return config
 
 
-def refused(*overrides: str) -> str:
+def refused(*overrides: str, sources: bool = False) -> str:
     """The message with which `experiment` is refused under overrides "field=value"."""
     pairs = [tuple(override.split("=", 1)) for override in overrides]
     with pytest.raises(UserError) as caught:
-        config_lib.resolve(experiment(), pairs)
+        config_lib.resolve(experiment(sources), pairs)
     return str(caught.value)
 
 
@@ -82,9 +87,9 @@ def test_every_field_of_base_has_a_comment() -> None:
 
 
 def test_choices_and_ranges_name_fields_of_base() -> None:
-    resolved = config_lib.resolve(experiment())
+    resolved = config_lib.resolve(experiment(sources=True))
     fields = {
-        re.sub(r"(mixture|objectives)\..*", r"\1.*", re.sub(r"^stage\.\w+", "stage.*", field))
+        re.sub(r"(mixture|objectives)\..*", r"\1.*", re.sub(r"^(stage|data\.sources)\.\w+", r"\1.*", field))
         for field, _ in config_lib._leaves(config_lib._plain(resolved))
     }
     assert fields >= set(validate.CHOICES) | set(validate._RANGES) | validate._MAY_BE_EMPTY
@@ -231,7 +236,8 @@ def test_overrides_take_the_type_of_their_field() -> None:
 def test_unknown_kind_lists_the_valid_ones(field: str) -> None:
     kinds = ", ".join(validate.CHOICES[field])
     name = field.replace("*", "full")
-    assert refused(f"{name}=new") == f"{name}: 'new' is not a kind; choose from {kinds}"
+    message = refused(f"{name}=new", sources="sources" in field)
+    assert message == f"{name}: 'new' is not a kind; choose from {kinds}"
 
 
 @pytest.mark.parametrize(
@@ -245,8 +251,11 @@ def test_unknown_kind_lists_the_valid_ones(field: str) -> None:
         (["stage.full.b2=1"], "stage.full.b2: must be at least 0 and below 1, got 1.0"),
         (["stage.full.warmup_steps=-1"], "stage.full.warmup_steps: must be at least 0, got -1"),
         (["stage.full.mixture.noto=-1"], "stage.full.mixture.noto: must be at least 0, got -1.0"),
-        (["stage.full.mixture={'noto': 0}"], "stage.full.mixture: needs a source with a positive weight"),
-        (["stage.full.mixture={}"], "stage.full.mixture: needs a source with a positive weight"),
+        (
+            ["stage.full.mixture={'noto': 0}"],
+            "stage.full.mixture: needs a source with a positive weight at step 0",
+        ),
+        (["stage.full.mixture={}"], "stage.full.mixture: needs a source with a positive weight at step 0"),
         (["seed=2147483648"], "seed: must be between 0 and 2**31 - 1, got 2147483648"),
         (["model.embed.pixel_std=1,0,1"], "model.embed.pixel_std: must be positive, got (1.0, 0.0, 1.0)"),
         (["model.embed.pixel_std=1,1"], "model.embed.pixel_std: expected 3 values (RGB), got (1.0, 1.0)"),
@@ -503,3 +512,44 @@ def test_diff_lists_changed_added_and_removed_fields() -> None:
         "stage.full.mixture.noto: (absent) -> 1.0",
     ]
     assert config_lib.diff(old, old) == []
+
+
+# Sources and ramps
+
+
+def test_sources_and_ramps_survive_json_and_the_command_line() -> None:
+    config = experiment(sources=True)
+    config.stage.warm.mixture = ConfigDict({"noto": [[0, 1], [100, 0.5]], "fluent": 1})
+    overrides = [
+        ("data.sources.noto.path", "gs://bucket/noto"),
+        ("data.sources.noto.image_fields", "jpg,png"),
+        ("stage.full.mixture", "{'noto': 1, 'fluent': ((0, 0), (50, 2))}"),
+        ("stage.warm.mixture.fluent", "((10, 1), (20, 3))"),
+    ]
+    resolved = config_lib.resolve(config, overrides)
+    assert resolved.data.sources.noto.path == "gs://bucket/noto"
+    assert resolved.data.sources.noto.image_fields == ("jpg", "png")
+    assert resolved.stage.warm.mixture.to_dict() == {
+        "noto": ((0.0, 1.0), (100.0, 0.5)),
+        "fluent": ((10.0, 1.0), (20.0, 3.0)),
+    }
+    assert resolved.stage.full.mixture.to_dict() == {"noto": 1.0, "fluent": ((0.0, 0.0), (50.0, 2.0))}
+    assert config_lib.from_json(config_lib.to_json(resolved)) == resolved
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stage.full.mixture={'notto': 1}", "no source of split 'train'; did you mean noto?"),
+        ("stage.full.mixture={'full': 1}", "stage.full.mixture.full: no source of split 'train'"),
+        ("stage.full.mixture={'noto': ((0, 1), (9, 0))}", "needs a source with a positive weight at step 9"),
+        ("stage.full.mixture={'noto': ((9, 1), (9, 2))}", "do not increase"),
+        ("stage.full.mixture={'noto': ((9, -1),)}", "must be at least 0"),
+        ("stage.full.mixture={'noto': ((9, 1, 2),)}", "neither a number nor (step, weight) pairs"),
+        ("data.sources.noto.kimd=json", "no such field; did you mean data.sources.noto.kind?"),
+        ("data.sources.noto.max_rejected=2", "data.sources.noto.max_rejected: must be between 0 and 1"),
+        ("data.tokenizer=", "data.tokenizer: data.sources need one"),
+    ],
+)
+def test_mistakes_in_sources_and_ramps(override: str, message: str) -> None:
+    assert message in refused(override, sources=True)

@@ -51,7 +51,7 @@ def assert_close(tree, other, atol=2e-5):
 
 def test_packed_equals_unpacked():
     documents = rows.documents(np.random.default_rng(3), 7)
-    packed = pack.pack_rows(documents, 40, 16)
+    packed = pack.pack_rows(documents, pack.row_budgets(40, 16))
     assert len(packed) < len(documents)
     setup = Setup()
     params = initial_params(setup.specs)
