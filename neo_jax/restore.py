@@ -78,25 +78,39 @@ def load(workdir: pathlib.Path, config: FrozenConfigDict, step: int | None = Non
             for path, spec in specs.items()
         },
     )
-    if record["data_hash"] is None:
-        tokenizer = Tokenizer(workdir / TOKENIZER, config.data.special_tokens)
-    else:
-        data = open_data(config.data)
-        tokenizer = data.tokenizer
-        if record["data_hash"] != data.data_hash:
-            raise UserError(
-                f"checkpoint {folder} was trained on data {record['data_hash']}, but the config names "
-                f"{data.data_hash}, whose tokens mean something else: bring the old data back"
-            )
     return Trained(
         config=config,
         step=step,
-        stage=stages_lib.at(stages_lib.plan(config), step - 1),
+        stage=last_stage(config, step),
         model=model,
         params=params,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer_of(workdir, config, folder, record),
         mesh=jax.sharding.Mesh(np.reshape([device], [1] * len(mesh_lib.AXES)), mesh_lib.AXES),
     )
+
+
+def last_stage(config: FrozenConfigDict, step: int) -> Stage:
+    """The stage that took the last of `step` steps."""
+    return stages_lib.at(stages_lib.plan(config), step - 1)
+
+
+def tokenizer_of(
+    workdir: pathlib.Path, config: FrozenConfigDict, checkpoint: pathlib.Path, record: Mapping[str, Any]
+) -> Tokenizer:
+    """The tokenizer of a checkpoint: of the data it was trained on, or, imported, what came along with it.
+
+    Raises:
+        UserError: the data is not the checkpoint's.
+    """
+    if record["data_hash"] is None:
+        return Tokenizer(workdir / TOKENIZER, config.data.special_tokens)
+    data = open_data(config.data)
+    if record["data_hash"] != data.data_hash:
+        raise UserError(
+            f"checkpoint {checkpoint} was trained on data {record['data_hash']}, but the config names "
+            f"{data.data_hash}, whose tokens mean something else: bring the old data back"
+        )
+    return data.tokenizer
 
 
 def load_params(
@@ -114,10 +128,15 @@ def load_params(
             params = ocp.load_checkpointables(checkpoint, {"state": {"params": dict(shapes)}})["state"][
                 "params"
             ]
-            return params, ocp.checkpointables_metadata(checkpoint).custom_metadata
+            return params, load_record(checkpoint)
     except Exception as error:  # Orbax raises many kinds for damaged files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"cannot load checkpoint {checkpoint}: {reason}; try another step") from error
+
+
+def load_record(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """The JSON record of a checkpoint folder."""
+    return ocp.checkpointables_metadata(checkpoint).custom_metadata
 
 
 def param_shapes(checkpoint: pathlib.Path) -> dict[str, tuple[int, ...]]:

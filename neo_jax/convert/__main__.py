@@ -13,10 +13,8 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-import jax
-
 from neo_jax import config as config_lib, restore, workdir as workdir_lib
-from neo_jax.convert import import_, verify
+from neo_jax.convert import import_, ours, verify
 from neo_jax.convert.export import export
 from neo_jax.errors import UserError, main_guard
 
@@ -24,7 +22,7 @@ from neo_jax.errors import UserError, main_guard
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m neo_jax.convert", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    to_hf = commands.add_parser("export", help="write a checkpoint as a NEO folder of Hugging Face's layout")
+    to_hf = commands.add_parser("export", help="write a checkpoint as its family's Hugging Face folder")
     to_hf.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run")
     to_hf.add_argument(
         "--out", type=pathlib.Path, required=True, help="folder to write; replaced if it exists"
@@ -85,9 +83,11 @@ def verify_hf(args: argparse.Namespace) -> None:
 
 def export_hf(args: argparse.Namespace) -> None:
     config = workdir_lib.load_config(args.workdir)
-    trained = restore.load(args.workdir, config, args.step)
-    export(args.out, config, trained.stage.config, jax.device_get(trained.params), trained.tokenizer)
-    print(f"wrote step {trained.step} to {args.out}")
+    checkpoint = restore.checkpoint_folder(args.workdir, args.step)
+    tokenizer = restore.tokenizer_of(args.workdir, config, checkpoint, restore.load_record(checkpoint))
+    stage = restore.last_stage(config, int(checkpoint.name)).config
+    export(args.out, config, stage, ours.loader(checkpoint), tokenizer)
+    print(f"wrote step {checkpoint.name} to {args.out}")
 
 
 if __name__ == "__main__":

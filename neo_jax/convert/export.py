@@ -15,17 +15,16 @@ import math
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from ml_collections import FrozenConfigDict
-from safetensors import numpy as safetensors
 
 from data_pipelines.documents import DocumentRules
 from data_pipelines.text import Tokenizer
 from neo_jax import config as config_lib
-from neo_jax.convert import table
+from neo_jax.convert import files
 from neo_jax.convert.families import FAMILIES
 from neo_jax.convert.table import Row
 
@@ -48,7 +47,7 @@ def export(
     folder: pathlib.Path,
     config: FrozenConfigDict,
     stage: FrozenConfigDict,
-    params: Mapping[str, np.ndarray],
+    load: Callable[[str], np.ndarray],
     tokenizer: Tokenizer,
 ) -> None:
     """Writes a checkpoint as a folder of config.family; it appears whole or not at all.
@@ -56,7 +55,7 @@ def export(
     Args:
         folder: replaced if it exists.
         config: the run's; `stage` is the stage whose images and documents the model is used to.
-        params: our parameters, float32. Those of objectives are left out.
+        load: path -> our parameter, float32; each is asked for once. Those of objectives are left out.
     """
     family = FAMILIES[config.family]
     rows = list(family.table(config.model))
@@ -75,9 +74,11 @@ def export(
         write_code(partial, hf["model_type"])
         processor = {"auto_map": CLASSES, "processor_class": "NeoJaxProcessor", "rules": rules}
         write_json(partial / "processor_config.json", processor)
+    for name, content in family.processor_files(config.model).items():
+        write_json(partial / name, content)
     write_json(partial / "config.json", hf)
     write_tokenizer(partial, tokenizer)
-    safetensors.save_file(table.to_hf(rows, params), partial / "model.safetensors", metadata={"format": "pt"})
+    files.write_folder(partial, rows, load)
     (partial / "README.md").write_text(model_card(config, sum(math.prod(row.shape) for row in rows)))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

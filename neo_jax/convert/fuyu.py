@@ -152,4 +152,5 @@ FUYU = Family(
     canonical,
     data={"layout": "fuyu", "resize": "fuyu", "template": "fuyu"},
     pixels=lambda hf: (1, MAX_HW[0] * MAX_HW[1]),  # images are shrunk, never enlarged
+    processor_files=processor_files,
 )

@@ -130,6 +130,8 @@ class Family(NamedTuple):
     pixels: Callable[[Mapping[str, Any]], tuple[int, int]] = lambda hf: (256 * 256, 1024 * 1024)
     # whole config -> tensors of its objectives' heads, which only checkpoints of training hold
     heads: Callable[[ConfigDict], Iterator[Row]] = lambda config: iter(())
+    # model config -> JSON files for the processor that transformers has for the family: name -> content
+    processor_files: Callable[[ConfigDict], dict[str, dict[str, Any]]] = lambda model: {}
 
 
 def slice_shape(specs: Mapping[str, ParamSpec], path: str, at: int | None) -> Shape:

@@ -50,7 +50,7 @@ def test_export_reads_back(tiny, tmp_path, quickstart_data):
     stage = run.stage.full
     stage.min_pixels, stage.max_pixels = 1024, 4096
     tokenizer = Tokenizer(Path(run.data.path) / "tokenizer.json")
-    export(tmp_path / "hf", FrozenConfigDict(run), stage, params, tokenizer)
+    export(tmp_path / "hf", FrozenConfigDict(run), stage, params.get, tokenizer)
     hf = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert hf["model_type"] == "neo_chat" and hf["vision_config"]["max_pixels"] == 4096
     tokenizer = Tokenizer(tmp_path / "hf" / "tokenizer.json")

@@ -56,7 +56,7 @@ def exported(config, tokenizer, folder):
         for path, x in params.items()
     }
     stage = config.stage[config.stages[-1]]
-    export(folder, config, stage, jax.device_get(params), tokenizer)
+    export(folder, config, stage, jax.device_get(params).__getitem__, tokenizer)
     loaded = transformers.AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
     processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     return params_lib.bind(model, params), loaded.eval(), processor
