@@ -39,6 +39,12 @@ CLASSES = {
     "AutoProcessor": "processing_neo_jax.NeoJaxProcessor",
 }
 IN_TRANSFORMERS = {"fuyu", "qwen3", "qwen2", "mistral", "llama"}
+# Fields of config.data and of a stage that decide how a document looks.
+DATA_FIELDS = (
+    *("template", "special_tokens", "layout", "resize", "resize_canvas", "resize_grid", "number_images"),
+    *("max_image_pixels", "max_image_bytes", "min_image_side", "max_aspect"),
+)
+STAGE_FIELDS = ("min_pixels", "max_pixels", "loss_reduction")
 # Special tokens that end an answer in one template or another.
 ENDS = ("<|im_end|>", "<|endoftext|>", "</s>", "|ENDOFTEXT|")
 
@@ -63,15 +69,23 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     hf = family.hf_config(config.model, special_ids(tokenizer), stage.min_pixels, stage.max_pixels)
-    rules = document_rules(DocumentRules.from_config(config, stage, tokenizer))
     if config.family not in IN_TRANSFORMERS:
-        model = json.loads(config_lib.to_json(config))["model"]
+        fields = json.loads(config_lib.to_json(config))
         hf |= {
             "architectures": ["NeoJaxForConditionalGeneration"],
             "auto_map": CLASSES,
-            "neo_jax": {"model": model, "data": rules, "tensors": torch_tensors(config.model, rows)},
+            # What `import` restores, and where modeling_neo_jax.py finds its weights.
+            "neo_jax": {
+                "name": config.name,
+                "family": config.family,
+                "model": fields["model"],
+                "data": {name: fields["data"][name] for name in DATA_FIELDS},
+                "stage": {name: stage[name] for name in STAGE_FIELDS},
+                "tensors": torch_tensors(config.model, rows),
+            },
         }
         write_code(partial, hf["model_type"])
+        rules = document_rules(DocumentRules.from_config(config, stage, tokenizer))
         processor = {"auto_map": CLASSES, "processor_class": "NeoJaxProcessor", "rules": rules}
         write_json(partial / "processor_config.json", processor)
     for name, content in family.processor_files(config.model).items():

@@ -35,6 +35,9 @@ def recognise(hf: Mapping[str, Any]) -> str:
     Raises:
         UserError: it belongs to none.
     """
+    exported = hf.get("neo_jax")
+    if isinstance(exported, Mapping) and exported.get("family") in FAMILIES:
+        return exported["family"]
     for name, family in FAMILIES.items():
         if family.matches(hf):
             return name

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-from ml_collections import FrozenConfigDict
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import base
 from neo_jax import config as config_lib, grow, objectives, params as params_lib, workdir as workdir_lib
@@ -48,6 +49,9 @@ class Source:
             self.family_name = recognise(self.hf)
             self.family = FAMILIES[self.family_name]
             changes = self.family.model_changes(self.hf)
+            if "neo_jax" in self.hf:  # exported by us: the switches that no other config.json has are there
+                model = ConfigDict(fields.section(fields.section(self.hf, "neo_jax"), "model"))
+                changes |= flatten_dict(model.to_dict(), sep=".")
         except UserError as error:
             raise UserError(
                 f"{folder / 'config.json'}: {str(error).removeprefix('config.json: ')}"
@@ -233,8 +237,12 @@ def imported_config(source: Source) -> FrozenConfigDict:
     c.name = c.family = source.family_name
     c.data.update(source.family.data)
     c.model = source.model
-    c.data.vocab_size = min(c.data.vocab_size, c.model.vocab_size)
     budget = source.family.pixels(source.hf)
+    exported = source.hf.get("neo_jax")
+    if exported is not None:
+        c.name = exported["name"]
+        c.data.update(exported["data"])
+    c.data.vocab_size = min(c.data.vocab_size, c.model.vocab_size - len(c.data.special_tokens))
     image_tokens = budget[1] // (c.model.embed.patch_size * c.model.embed.merge_size) ** 2
     c.stages = ("imported",)
     c.stage.imported = base.stage(
@@ -245,4 +253,6 @@ def imported_config(source: Source) -> FrozenConfigDict:
         row_patches=image_tokens,
         row_tokens=image_tokens + 1024,
     )
+    if exported is not None:
+        c.stage.imported.update(exported["stage"])
     return config_lib.resolve(c)

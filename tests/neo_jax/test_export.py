@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_pipelines import schema, text
 from neo_jax import config as config_lib, params as params_lib
+from neo_jax.convert.__main__ import main
 from neo_jax.convert.export import IN_TRANSFORMERS, export
 from neo_jax.model.transformer import Transformer
 
@@ -36,15 +37,22 @@ def native_configs():
 
 
 @pytest.fixture(scope="session")
-def tokenizer():
+def tokenizer_file(tmp_path_factory):
     words = ["the quick brown fox jumps over a lazy dog: what is shown here? " * 3]
     trained = text.train_tokenizer(words, 400)
     tokenizer = tokenizers.Tokenizer.from_str(trained)
     tokenizer.add_special_tokens(list(SPECIAL))
-    return text.Tokenizer.from_json(tokenizer.to_str())
+    file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(file))
+    return file
 
 
-def exported(config, tokenizer, folder):
+def write(folder, config, params, tokenizer_file):
+    tokenizer = text.Tokenizer(tokenizer_file, config.data.special_tokens)
+    export(folder, config, config.stage[config.stages[-1]], jax.device_get(params).__getitem__, tokenizer)
+
+
+def exported(config, tokenizer_file, folder):
     """A random model of a config, and its exported folder loaded by transformers."""
     model = Transformer(config.model)
     specs = params_lib.abstract(model)
@@ -55,8 +63,7 @@ def exported(config, tokenizer, folder):
         path: x if specs[path].decays else x + 0.3 * jax.random.normal(keys[path], x.shape)
         for path, x in params.items()
     }
-    stage = config.stage[config.stages[-1]]
-    export(folder, config, stage, jax.device_get(params).__getitem__, tokenizer)
+    write(folder, config, params, tokenizer_file)
     loaded = transformers.AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
     processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     return params_lib.bind(model, params), loaded.eval(), processor
@@ -83,9 +90,9 @@ def pictures():
 
 
 @pytest.mark.parametrize("name", sorted(native_configs()))
-def test_transformers_computes_what_we_compute(name, tokenizer, tmp_path):
+def test_transformers_computes_what_we_compute(name, tokenizer_file, tmp_path):
     config = native_configs()[name]
-    ours, theirs, processor = exported(config, tokenizer, tmp_path / "hf")
+    ours, theirs, processor = exported(config, tokenizer_file, tmp_path / "hf")
     prompt = "<image>the fox<image>what is shown here?"
     inputs = processor(text=prompt, images=pictures(), return_tensors="pt")
     batch = as_batch(inputs)
@@ -98,6 +105,20 @@ def test_transformers_computes_what_we_compute(name, tokenizer, tmp_path):
     new = tokens[0, inputs["input_ids"].shape[1] :].numpy()
     assert len(new) == NEW_TOKENS
     np.testing.assert_array_equal(new, greedy(ours, batch, hidden, caches))
+
+
+@pytest.mark.parametrize("name", sorted(native_configs()))
+def test_exported_again_is_the_same_bytes(name, tokenizer_file, tmp_path):
+    config, first, second = native_configs()[name], tmp_path / "first", tmp_path / "second"
+    model = Transformer(config.model)
+    specs = params_lib.abstract(model)
+    params = jax.jit(lambda key: params_lib.init(specs, key))(jax.random.key(0))
+    write(first, config, params, tokenizer_file)
+    main(["import", f"--hf={first}", f"--out={tmp_path / 'run'}"])
+    main(["export", f"--workdir={tmp_path / 'run'}", f"--out={second}"])
+    assert sorted(path.name for path in first.iterdir()) == sorted(path.name for path in second.iterdir())
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
 
 
 def greedy(ours, batch, hidden, caches):
