@@ -17,6 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from data_pipelines import resample
 from data_pipelines.errors import Reject
 from data_pipelines.resize import RESIZES, Plan, Resize
 
@@ -239,15 +240,16 @@ def flatten(image: Image.Image, colour: tuple[int, int, int] = WHITE, border: in
 
 
 def resize(image: Image.Image, height: int, width: int, rule: str = "neo") -> Image.Image:
-    """Antialiased, with the filter of the family.
+    """Antialiased, with the filter of the family, to the bit as Pillow does it."""
+    return resample.pillow(image, height, width, RESIZES[rule].filter, RESIZES[rule].width_first)
 
-    Pillow clips to 8 bits between its two passes. Before version 13, with which NEO was recorded, the rows'
-    lengths came first; since then it is whichever order is cheaper.
-    """
-    filter_ = RESIZES[rule].filter
-    if RESIZES[rule].width_first and image.width != width and image.height != height:
-        image = image.resize((width, image.height), filter_)
-    return image.resize((width, height), filter_)
+
+def _resized(image: Image.Image | np.ndarray, height: int, width: int, to: Resize) -> np.ndarray:
+    """An RGB image -> uint8 [height, width, 3]."""
+    if to.resampler == "simd":
+        return resample.simd(np.asarray(image), height, width, RESIZES[to.rule].filter)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    return np.asarray(resize(image, height, width, to.rule))
 
 
 def to_patches(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -285,6 +287,9 @@ def make_picture(
         raise Reject(error.reason, f"{name}: {error}") from error
 
     def load_patches() -> np.ndarray:
+        if header.plain and augment_seed is None:
+            with contextlib.suppress(ValueError):  # see `decode`
+                return cut(simplejpeg.decode_jpeg(data, "RGB"), plan, to)
         image = decode(data, name, limits)
         if augment_seed is None:
             return cut(flatten(image), plan, to)
@@ -293,9 +298,9 @@ def make_picture(
     return Picture(plan.rows, plan.cols, load_patches, plan.num_grids, plan.height / header.height)
 
 
-def cut(image: Image.Image, plan: Plan, to: Resize) -> np.ndarray:
-    """Resizes an RGB image by a plan and cuts it into uint8 [num_grids * rows * cols, patch_dim]."""
-    pixels = np.asarray(resize(image, plan.height, plan.width, to.rule))
+def cut(image: Image.Image | np.ndarray, plan: Plan, to: Resize) -> np.ndarray:
+    """An RGB image, or its uint8 [h, w, 3], resized and cut: uint8 [num_grids * rows * cols, patch_dim]."""
+    pixels = _resized(image, plan.height, plan.width, to)
     down, across = plan.tiles
     tile_height, tile_width = plan.rows * to.side, plan.cols * to.side
     lacking = (down * tile_height - plan.height, across * tile_width - plan.width)
@@ -307,7 +312,7 @@ def cut(image: Image.Image, plan: Plan, to: Resize) -> np.ndarray:
     tiles = pixels.reshape(down, tile_height, across, tile_width, 3).swapaxes(1, 2)
     grids = [to_patches(tile, to.side) for tile in tiles.reshape(-1, tile_height, tile_width, 3)]
     if plan.thumbnail:
-        grids.append(to_patches(np.asarray(resize(image, tile_height, tile_width, to.rule)), to.side))
+        grids.append(to_patches(_resized(image, tile_height, tile_width, to), to.side))
     return np.concatenate(grids)
 
 
