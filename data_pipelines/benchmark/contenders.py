@@ -1,0 +1,157 @@
+"""Ways to get from WebDataset tars to what a model takes; each is a pass over all photos, once.
+
+ours          records -> documents -> rows packed to two budgets, patches as uint8; the SIMD resize
+ours_pillow   the same with Pillow's resize, to the bit as the published models were trained
+torch         torch DataLoader + webdataset, one worker: PIL decode and resize, the same tokenizer
+bare_pillow   nothing but decoding with libjpeg-turbo and resizing with Pillow, files in memory
+bare_simd     the same with the SIMD resize: what no pipeline with this decoder and resampler can beat
+
+All decode every photo and resize it by the same rule with the same filter; all but the bare loops tokenise
+the captions too.
+"""
+
+import dataclasses
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from data_pipelines import pack, resample, sources
+from data_pipelines.benchmark.packing import pack_rows
+from data_pipelines.documents import DocumentRules
+from data_pipelines.resize import RESIZES, Resize
+from data_pipelines.schema import Document
+from data_pipelines.text import Tokenizer
+
+TORCH_BATCH = 16
+WINDOW = 400  # documents that are packed together
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What every contender does."""
+
+    folder: Path  # of photos.folder
+    row_tokens: int
+    row_patches: int
+    to: Resize
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+    @property
+    def tars(self) -> list[str]:
+        return sorted(map(str, self.folder.glob("*.tar")))
+
+    def source(self) -> sources.Source:
+        options = sources.Options(
+            "photos", "webdataset", str(self.folder), index_path=str(self.folder / "index")
+        )
+        return sources.open_source(options)
+
+    def rules(self) -> DocumentRules:
+        return DocumentRules(Tokenizer(self.tokenizer_file), self.to, template="plain")
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What a pass got through."""
+
+    images: int
+    tokens: int = 0  # of captions and pictures together
+    rows: int = 0
+
+
+def ours(job: Job) -> Callable[[], Done]:
+    """The library's own way, in one thread."""
+    source, rules = job.source(), job.rules()
+
+    def run() -> Done:
+        images = tokens = rows = 0
+        window: list[Document] = []
+        for index in range(len(source)):
+            window.append(rules.document(source.example(index)))
+            if len(window) < WINDOW and index + 1 < len(source):
+                continue
+            for row in pack_rows(window, job.row_tokens, job.row_patches):
+                pack.stack([row], 1, job.row_tokens, job.row_patches, job.to.side**2 * 3)
+                rows += 1
+                images += sum(int(document.image_ids.max(initial=0)) for document in row)
+                tokens += sum(len(document.tokens) for document in row)
+            window = []
+        return Done(images, tokens, rows)
+
+    return run
+
+
+class _ToArrays:
+    """One webdataset sample -> pixels and token ids, as a PyTorch data set would make them."""
+
+    def __init__(self, job: Job):
+        self._to = job.to
+        self._tokenizer = Tokenizer(job.tokenizer_file)
+
+    def __call__(self, sample: dict[str, Any]) -> tuple[Any, Any]:
+        import torch
+
+        image = Image.open(io.BytesIO(sample["jpg"])).convert("RGB")
+        plan = self._to.plan(image.height, image.width)
+        pixels = np.array(image.resize((plan.width, plan.height), RESIZES[self._to.rule].filter))
+        ids = self._tokenizer.encode(sample["txt"].decode())
+        return torch.from_numpy(pixels).permute(2, 0, 1), torch.tensor(ids)
+
+
+def torch_webdataset(job: Job) -> Callable[[], Done]:
+    """torch DataLoader over webdataset with one worker, which lives on between passes."""
+    import torch
+    import webdataset
+
+    torch.set_num_threads(1)
+    dataset = webdataset.WebDataset(job.tars, shardshuffle=False, empty_check=False).map(_ToArrays(job))
+    loader = torch.utils.data.DataLoader(
+        dataset, TORCH_BATCH, num_workers=1, collate_fn=list, persistent_workers=True
+    )
+    cells = job.to.side**2
+
+    def run() -> Done:
+        images = tokens = 0
+        for batch in loader:
+            images += len(batch)
+            tokens += sum(pixels.shape[1] * pixels.shape[2] // cells + len(ids) for pixels, ids in batch)
+        return Done(images, tokens)
+
+    return run
+
+
+def bare(job: Job, resampler: str) -> Callable[[], Done]:
+    """Decode and resize only; the files lie in memory."""
+    source = job.source()
+    files = [source.example(index).images[0].data for index in range(len(source))]
+    rule = RESIZES[job.to.rule]
+
+    def run() -> Done:
+        for data in files:
+            pixels = simplejpeg.decode_jpeg(data, "RGB")
+            plan = job.to.plan(*pixels.shape[:2])
+            if resampler == "simd":
+                resample.simd(pixels, plan.height, plan.width, rule.filter)
+            else:
+                image = Image.fromarray(pixels)
+                np.asarray(resample.pillow(image, plan.height, plan.width, rule.filter, rule.width_first))
+        return Done(len(files))
+
+    return run
+
+
+def contenders(job: Job) -> Iterator[tuple[str, Callable[[], Done]]]:
+    """(name, pass) of every contender."""
+    yield "ours", ours(job)
+    yield "ours_pillow", ours(dataclasses.replace(job, to=dataclasses.replace(job.to, resampler="pillow")))
+    yield "torch", torch_webdataset(job)
+    yield "bare_pillow", bare(job, "pillow")
+    yield "bare_simd", bare(job, "simd")
