@@ -17,8 +17,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from data_pipelines import resample
 from data_pipelines.errors import Reject
+from data_pipelines.resample import pillow, simd
 from data_pipelines.resize import RESIZES, Plan, Resize
 
 # Pillow warns of metadata that it skips, a line per file. What counts is whether a file has pixels.
@@ -241,13 +241,13 @@ def flatten(image: Image.Image, colour: tuple[int, int, int] = WHITE, border: in
 
 def resize(image: Image.Image, height: int, width: int, rule: str = "neo") -> Image.Image:
     """Antialiased, with the filter of the family, to the bit as Pillow does it."""
-    return resample.pillow(image, height, width, RESIZES[rule].filter, RESIZES[rule].width_first)
+    return pillow(image, height, width, RESIZES[rule].filter, RESIZES[rule].width_first)
 
 
 def _resized(image: Image.Image | np.ndarray, height: int, width: int, to: Resize) -> np.ndarray:
     """An RGB image -> uint8 [height, width, 3]."""
     if to.resampler == "simd":
-        return resample.simd(np.asarray(image), height, width, RESIZES[to.rule].filter)
+        return simd(np.asarray(image), height, width, RESIZES[to.rule].filter)
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     return np.asarray(resize(image, height, width, to.rule))
 

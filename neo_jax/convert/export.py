@@ -31,7 +31,18 @@ from neo_jax.convert.table import Row
 HERE = pathlib.Path(__file__).parent
 CODE = ("configuration_neo_jax", "modeling_neo_jax", "processing_neo_jax")
 # What processing_neo_jax.py imports of data_pipelines, copied beside it.
-DATA_CODE = ("documents", "errors", "images", "layout", "positions", "resize", "schema", "template", "text")
+DATA_CODE = (
+    "documents",
+    "errors",
+    "images",
+    "layout",
+    "positions",
+    "resample",
+    "resize",
+    "schema",
+    "template",
+    "text",
+)
 CLASSES = {
     "AutoConfig": "configuration_neo_jax.NeoJaxConfig",
     "AutoModelForImageTextToText": "modeling_neo_jax.NeoJaxForConditionalGeneration",

@@ -2,18 +2,25 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from data_pipelines import text
+from neo_jax import config as config_lib, params as params_lib
 from neo_jax.convert import cases, import_, verify
 from neo_jax.convert.__main__ import main
+from neo_jax.convert.export import export
 from neo_jax.errors import UserError
+from neo_jax.model.transformer import Transformer
 from tests import golden_files
 from tests.neo_jax.test_convert_backbones import saved
 
+ROOT = Path(__file__).parents[2]
 CASES = sorted((golden_files.ROOT / "neo").glob("case*.safetensors"))
 
 
@@ -105,3 +112,18 @@ def test_what_it_says(neo_folder, tmp_path, capsys):
         run(capsys, f"--hf={neo_folder}", f"--case={tmp_path / 'nothing.safetensors'}")
     with pytest.raises(UserError, match=r"transformers cannot load it .*try --case"):
         run(capsys, f"--hf={neo_folder}")
+
+
+def test_exported_native_model(tmp_path, capsys):
+    """Text and two images, through the folder's own processor and PyTorch code."""
+    config = config_lib.load(f"{ROOT}/configs/neo_2b.py:tiny")
+    specs = params_lib.abstract(Transformer(config.model))
+    params = jax.device_get(params_lib.init(specs, jax.random.key(0)))
+    vocabulary = text.train_tokenizer(["what is shown here? and here? " * 3], 300)
+    (tmp_path / "tokenizer.json").write_text(vocabulary)
+    tokenizer = text.Tokenizer(tmp_path / "tokenizer.json", config.data.special_tokens)
+    stage = config.stage[config.stages[-1]]
+    export(tmp_path / "hf", config, stage, params.__getitem__, tokenizer)
+    pairs = verify.torch_cases(import_.Source(tmp_path / "hf"))
+    assert [int(pair.batch["image_ids"].max()) for pair in pairs] == [0, 2]
+    assert run(capsys, f"--hf={tmp_path / 'hf'}")["max_abs_error"] < 1e-4
