@@ -32,16 +32,8 @@ HERE = pathlib.Path(__file__).parent
 CODE = ("configuration_neo_jax", "modeling_neo_jax", "processing_neo_jax")
 # What processing_neo_jax.py imports of data_pipelines, copied beside it.
 DATA_CODE = (
-    "documents",
-    "errors",
-    "images",
-    "layout",
-    "positions",
-    "resample",
-    "resize",
-    "schema",
-    "template",
-    "text",
+    *("documents", "errors", "images", "layout", "positions"),
+    *("resample", "resize", "schema", "template", "text"),
 )
 CLASSES = {
     "AutoConfig": "configuration_neo_jax.NeoJaxConfig",
@@ -80,21 +72,17 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     hf = family.hf_config(config.model, special_ids(tokenizer), stage.min_pixels, stage.max_pixels)
+    fields = json.loads(config_lib.to_json(config))
+    hf["neo_jax"] = {  # what `import` restores
+        "name": config.name,
+        "family": config.family,
+        "model": fields["model"],
+        "data": {name: fields["data"][name] for name in DATA_FIELDS},
+        "stage": {name: stage[name] for name in STAGE_FIELDS},
+    }
     if config.family not in IN_TRANSFORMERS:
-        fields = json.loads(config_lib.to_json(config))
-        hf |= {
-            "architectures": ["NeoJaxForConditionalGeneration"],
-            "auto_map": CLASSES,
-            # What `import` restores, and where modeling_neo_jax.py finds its weights.
-            "neo_jax": {
-                "name": config.name,
-                "family": config.family,
-                "model": fields["model"],
-                "data": {name: fields["data"][name] for name in DATA_FIELDS},
-                "stage": {name: stage[name] for name in STAGE_FIELDS},
-                "tensors": torch_tensors(config.model, rows),
-            },
-        }
+        hf |= {"architectures": ["NeoJaxForConditionalGeneration"], "auto_map": CLASSES}
+        hf["neo_jax"]["tensors"] = torch_tensors(config.model, rows)  # where modeling_neo_jax.py finds them
         write_code(partial, hf["model_type"])
         rules = document_rules(DocumentRules.from_config(config, stage, tokenizer))
         processor = {"auto_map": CLASSES, "processor_class": "NeoJaxProcessor", "rules": rules}
@@ -185,6 +173,7 @@ def model_card(config: FrozenConfigDict, num_parameters: int) -> str:
     """README.md of the folder."""
     code = config.family not in IN_TRANSFORMERS
     trust = ", trust_remote_code=True" if code else ""
+    needs = "torch, pillow and simplejpeg" if code else "torch and torchvision"
     return f"""---
 library_name: transformers
 pipeline_tag: image-text-to-text
@@ -193,6 +182,8 @@ pipeline_tag: image-text-to-text
 
 A native vision-language model (one transformer over image patches and words, no vision encoder) trained with
 neo_jax: family `{config.family}`, {num_parameters:,} parameters.
+
+It needs transformers >= 5.24, {needs}.
 
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor

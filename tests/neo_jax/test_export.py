@@ -26,14 +26,8 @@ SPECIAL = (
 )
 
 
-def native_configs():
-    """name -> resolved `:tiny` config of every native family that transformers does not have itself."""
-    found = {}
-    for file in sorted(CONFIGS.glob("*_*b.py")):
-        config = config_lib.load(f"{file}:tiny")
-        if config.family not in IN_TRANSFORMERS:
-            found[file.stem] = config
-    return found
+TINY = {file.stem: config_lib.load(f"{file}:tiny") for file in sorted(CONFIGS.glob("*_*b.py"))}
+OURS = [name for name, config in TINY.items() if config.family not in IN_TRANSFORMERS]
 
 
 @pytest.fixture(scope="session")
@@ -89,9 +83,9 @@ def pictures():
     return [Image.fromarray(rng.integers(0, 256, (*size, 3)).astype(np.uint8)) for size in sizes]
 
 
-@pytest.mark.parametrize("name", sorted(native_configs()))
+@pytest.mark.parametrize("name", OURS)
 def test_transformers_computes_what_we_compute(name, tokenizer_file, tmp_path):
-    config = native_configs()[name]
+    config = TINY[name]
     ours, theirs, processor = exported(config, tokenizer_file, tmp_path / "hf")
     prompt = "<image>the fox<image>what is shown here?"
     inputs = processor(text=prompt, images=pictures(), return_tensors="pt")
@@ -107,9 +101,9 @@ def test_transformers_computes_what_we_compute(name, tokenizer_file, tmp_path):
     np.testing.assert_array_equal(new, greedy(ours, batch, hidden, caches))
 
 
-@pytest.mark.parametrize("name", sorted(native_configs()))
+@pytest.mark.parametrize("name", sorted(TINY))
 def test_exported_again_is_the_same_bytes(name, tokenizer_file, tmp_path):
-    config, first, second = native_configs()[name], tmp_path / "first", tmp_path / "second"
+    config, first, second = TINY[name], tmp_path / "first", tmp_path / "second"
     model = Transformer(config.model)
     specs = params_lib.abstract(model)
     params = jax.jit(lambda key: params_lib.init(specs, key))(jax.random.key(0))
@@ -119,6 +113,22 @@ def test_exported_again_is_the_same_bytes(name, tokenizer_file, tmp_path):
     assert sorted(path.name for path in first.iterdir()) == sorted(path.name for path in second.iterdir())
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+
+
+def test_stock_fuyu_loads_an_exported_folder(tokenizer_file, tmp_path):
+    """The command's folder, without code of ours; test_convert_fuyu.py compares the numbers."""
+    config = TINY["fuyu_8b"]
+    specs = params_lib.abstract(Transformer(config.model))
+    params = jax.jit(lambda key: params_lib.init(specs, key))(jax.random.key(0))
+    write(tmp_path / "hf", config, params, tokenizer_file)
+    assert not list((tmp_path / "hf").glob("*.py"))
+    model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "hf", output_loading_info=True
+    )
+    assert type(model) is transformers.FuyuForCausalLM
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "hf")
+    assert type(processor) is transformers.FuyuProcessor
 
 
 def greedy(ours, batch, hidden, caches):
