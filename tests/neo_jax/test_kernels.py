@@ -33,7 +33,10 @@ def packing(rng: np.random.Generator, rows: int, length: int) -> tuple[np.ndarra
 
 
 def intervals_of(rng: np.random.Generator, rows: int, length: int, kind: str) -> Intervals:
-    return MASKS[kind](*map(jnp.asarray, packing(rng, rows, length)))
+    segment_ids, image_ids = packing(rng, rows, length)
+    supervised = (rng.random((rows, length)) < 0.3).astype(np.float32)
+    batch = {"segment_ids": segment_ids, "image_ids": image_ids, "loss_weights": supervised}
+    return MASKS[kind](jax.tree.map(jnp.asarray, batch))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -104,7 +107,7 @@ def test_chunked_visits_live_blocks_only(document):
     """Keys outside the visited blocks do not matter, whatever they hold: not even NaN gets through."""
     L, block = 256, 32
     ids = jnp.arange(L, dtype=jnp.int32)[None] // document
-    intervals = MASKS["causal"](ids, jnp.zeros_like(ids))
+    intervals = MASKS["causal"]({"segment_ids": ids})
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(1, L, 1, 8)), jnp.float32) for _ in range(3))
     expected = reference(q, k, v, intervals, 1.0)
