@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -22,6 +23,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from data_pipelines import schema
 from neo_jax import (
     mesh as mesh_lib,
+    objectives,
     params as params_lib,
     stages as stages_lib,
     step as step_lib,
@@ -29,7 +31,6 @@ from neo_jax import (
 )
 from neo_jax.errors import UserError
 from neo_jax.hardware import Slice
-from neo_jax.model.transformer import Transformer
 from neo_jax.stages import Stage
 
 
@@ -121,7 +122,7 @@ def mesh_of(config: FrozenConfigDict, target: Target) -> Mesh:
 
 def compile_step(config: FrozenConfigDict, stage_name: str, mesh: Mesh) -> Program | OutOfMemory:
     """Compiles the stage's train step with the state donated, as train.py runs it."""
-    model = Transformer(config.model)
+    model = objectives.build(config)
     specs = params_lib.abstract(model)
     stage = next(stage for stage in stages_lib.plan(config) if stage.name == stage_name)
     trainable = params_lib.select(specs, stage.config.trainable)
@@ -174,6 +175,9 @@ def abstract_batch(mesh: Mesh, config: FrozenConfigDict, stage: Stage) -> dict[s
     embed, budget = config.model.embed, stage.config
     side = embed.patch_size * embed.merge_size
     shapes = schema.batch_shapes(budget.batch_size, budget.row_tokens, budget.row_patches, 3 * side**2)
+    if objectives.active(budget, "distill"):
+        features = (budget.batch_size, budget.row_patches, config.objectives.distill.teacher_size)
+        shapes["teacher_features"] = features, np.dtype(np.float32)
     sharding = mesh_lib.batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
@@ -182,7 +186,7 @@ def abstract_batch(mesh: Mesh, config: FrozenConfigDict, stage: Stage) -> dict[s
 
 def state_bytes(config: FrozenConfigDict, stage_name: str, mesh: Mesh) -> dict[str, int]:
     """Bytes per device of what a step keeps: parameters, and optimizer state of those that train."""
-    specs = params_lib.abstract(Transformer(config.model))
+    specs = params_lib.abstract(objectives.build(config))
     stage = next(stage for stage in stages_lib.plan(config) if stage.name == stage_name)
     state = abstract_state(mesh, specs, stage, params_lib.select(specs, stage.config.trainable))
 

@@ -8,9 +8,16 @@ from hypothesis import given, settings, strategies as st
 
 from configs import base, eve_7b
 from data_pipelines import pack
-from neo_jax import config as config_lib, objectives, params as params_lib, step as step_lib
+from neo_jax import (
+    config as config_lib,
+    mesh as mesh_lib,
+    objectives,
+    params as params_lib,
+    step as step_lib,
+)
 from neo_jax.errors import UserError
 from neo_jax.model.transformer import Transformer
+from neo_jax.preflight import program
 from neo_jax.stages import Stage
 from tests.neo_jax import rows
 
@@ -202,6 +209,19 @@ def test_data_without_teacher_features_is_told(setup):
 def test_bad_objectives_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         make_config(**changes)
+
+
+def test_preflight_knows_heads_and_features(setup):
+    """What it compiles is the step that trains: on abstract arrays, of the same shapes."""
+    mesh = mesh_lib.make(setup.config.mesh, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        state = program.abstract_state(mesh, setup.specs, setup.stage, setup.trainable)
+        batch = program.abstract_batch(mesh, setup.config, setup.stage)
+        assert {name: x.shape for name, x in batch.items()} == {
+            name: x.shape for name, x in make_batch().items()
+        }
+        after, metrics = jax.eval_shape(setup.step, state, batch)
+    assert set(after.params) == set(setup.specs) and set(metrics["objectives"]) == {"ntp", "distill"}
 
 
 def test_eve_aligned_has_the_published_sizes():
