@@ -1,6 +1,9 @@
 """A trained model out to Hugging Face's layout, in again, and on from there: the same at every station."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,6 +23,8 @@ from neo_jax import (
 from neo_jax.convert.__main__ import main as convert
 from neo_jax.errors import UserError
 from neo_jax.model.transformer import Transformer
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -90,17 +95,26 @@ def test_what_train_says(trained, imported, smoke_workdir, tmp_path):
 
 def test_first_steps_go_on_from_there(trained, imported, tmp_path):
     """The command starts from the imported parameters: frozen ones are still theirs after its steps."""
-    c = ConfigDict(json.loads(config_lib.to_json(trained.config)))
-    c.init = str(imported)
-    c.stages = c.stages[:1]
-    name = c.stages[0]
-    c.stage[name].steps, c.stage[name].warmup_steps = 2, 1
-    c.eval.splits = ()
-    c.mesh.update({"num_devices": 4, "data": 2, "fsdp": 2})
-    assert train.train(config_lib.resolve(c), tmp_path / "run") == 0
+    name = trained.config.stages[0]
+    fields = {
+        "data.path": trained.config.data.path,
+        "init": imported,
+        "stages": name,
+        f"stage.{name}.steps": 2,
+        f"stage.{name}.warmup_steps": 1,
+        "eval.splits": "",
+    }
+    command = [sys.executable, "-m", "neo_jax.train", f"--config={ROOT}/configs/quickstart.py:smoke"]
+    command += [
+        f"--workdir={tmp_path / 'run'}",
+        *(f"--config.{key}={value}" for key, value in fields.items()),
+    ]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"starts from {imported / 'checkpoints' / '0'}" in result.stdout
     after = restore.load(tmp_path / "run", workdir_lib.load_config(tmp_path / "run"))
-    specs = params_lib.abstract(Transformer(c.model))
-    moves = params_lib.select(specs, c.stage[name].trainable)
+    specs = params_lib.abstract(Transformer(trained.config.model))
+    moves = params_lib.select(specs, trained.config.stage[name].trainable)
     assert moves and moves != set(specs)
     for path in specs:
         same = np.array_equal(after.params[path], trained.params[path])
