@@ -15,6 +15,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # The TPU compiler in libtpu is used without a TPU, and by several processes when tests run beside each other.
 os.environ["TPU_SKIP_MDS_QUERY"] = os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
+import hypothesis
 import jax
 import pytest
 from ml_collections import FrozenConfigDict
@@ -29,6 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "golden: compares with tests/golden; set on every test that uses golden_dir"
     )
+    # A slow machine is no failure.
+    hypothesis.settings.register_profile("neo_jax", deadline=None)
+    hypothesis.settings.load_profile("neo_jax")
     # Set here and not in the environment, so that commands started by tests see one device, as users do.
     jax.config.update("jax_num_cpu_devices", 4)
     # Tests compile far more than they compute.

@@ -50,7 +50,9 @@ def test_permuted_equals_blended_values_and_gradients():
     (value, gradients), (expected, expected_gradients) = results
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for path, gradient in gradients.items():
-        np.testing.assert_allclose(gradient, expected_gradients[path], rtol=0, atol=1e-4, err_msg=path)
+        wanted = expected_gradients[path]
+        bound = 1e-5 * float(jnp.abs(wanted).max())  # the two forms add up in another order
+        np.testing.assert_allclose(gradient, wanted, rtol=0, atol=bound, err_msg=path)
         if "/visual/" in path:
             assert float(jnp.abs(gradient).max()) > 0, path
 
