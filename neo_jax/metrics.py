@@ -43,15 +43,9 @@ class MetricsWriter:
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._file.close()
-        try:
-            self._events.close()
-        except (OSError, ValueError):  # the disk is full; metrics.jsonl has every line
-            # tensorboardX would try again when Python exits, and print a traceback.
-            self._events.file_writer.event_writer._closed = True
-            if kind is None:
-                raise
+        self._events.close()
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
