@@ -106,6 +106,7 @@ def data() -> ConfigDict:
     c.recipe = "quickstart"  # built at `path` when missing; "" = never build
     c.sources = ConfigDict()  # name -> source(...): read where they lie, in place of the folder `path`
     c.tokenizer = ""  # tokenizer.json of `sources`; the folder `path` has its own
+    c.max_rejected = 0.01  # largest share of a source's records in `path` that may be rejected before a stop
     c.locales = ("en",)  # caption languages
     c.vocab_size = 2048  # size of the BPE trained on the captions
     c.image_size = 128  # pixels per side at which drawings are rendered and stored

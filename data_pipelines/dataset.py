@@ -68,8 +68,7 @@ def _open_folder(config: Any) -> Data:
         text.Tokenizer(folder / manifest["tokenizer"]["file"], config.special_tokens),
         sources,
         names,
-        # What a build wrote has been looked at: a record of it that cannot be used is a mistake.
-        dict.fromkeys(names, 0.0),
+        dict.fromkeys(names, config.max_rejected),
         dict.fromkeys(names, ""),
         manifest["data_hash"],
         manifest,

@@ -48,6 +48,7 @@ _HOW = (
     "workers",
     "index_path",
     "quarantine",
+    "max_rejected",
     "image_size",
 )
 # Fields of a stage that do.

@@ -72,6 +72,7 @@ _RANGES: dict[str, _Range] = {
     "model.route.visual_share": _DECAY,
     "data.prefetch": _NOT_NEGATIVE,
     "data.workers": _NOT_NEGATIVE,
+    "data.max_rejected": _FRACTION,
     "data.sources.*.max_rejected": _FRACTION,
     "train.eval_every": _NOT_NEGATIVE,
     "eval.num_generate": _NOT_NEGATIVE,

@@ -196,7 +196,7 @@ def small_recipe(monkeypatch):
 
 def data_config(path: Path, **changes) -> SimpleNamespace:
     fields = {"recipe": "quickstart", "locales": ("en",), "image_size": 32, "vocab_size": 300}
-    fields |= {"sources": {}, "special_tokens": ()}
+    fields |= {"sources": {}, "special_tokens": (), "max_rejected": 0.0}
     return SimpleNamespace(path=str(path), index_path=str(path), **(fields | changes))
 
 

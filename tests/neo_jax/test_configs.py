@@ -26,7 +26,7 @@ from tests.neo_jax import families
 from tests.neo_jax.families import CONFIGS, FAMILIES, load
 
 SAME_WHEN_SMALL = ("neo_9b", "neo_ov_2b")  # as neo_2b
-QUICKSTARTS = ("quickstart", "quickstart_multilingual")
+QUICKSTARTS = ("quickstart", "quickstart_multilingual", "web")
 
 
 def specs_of(config):
@@ -189,7 +189,11 @@ TRAINED = {
     + " ".join(f"pre_buffer/{path}" for path in NEO_LAYER.split()),
     ("quickstart", "full"): EVERYTHING,
 }
-TRAINED |= {("quickstart_multilingual", stage): TRAINED["quickstart", stage] for stage in ("align", "full")}
+TRAINED |= {
+    (name, stage): TRAINED["quickstart", stage]
+    for name in ("quickstart_multilingual", "web")
+    for stage in ("align", "full")
+}
 
 
 def expand(paths):
