@@ -35,6 +35,11 @@ class Data:
     data_hash: str
     manifest: dict[str, Any] | None
 
+    @property
+    def packed(self) -> dict[str, Any] | None:
+        """The manifest, if the folder holds packed rows."""
+        return self.manifest if self.manifest is not None and self.manifest.get("form") == "rows" else None
+
     def split(self, name: str) -> dict[str, Source]:
         """The sources of a split, by name. Raises DataError if there is no such split."""
         if name not in self.sources:

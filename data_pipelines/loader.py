@@ -24,7 +24,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from data_pipelines import build, mix, pack
+from data_pipelines import build, mix, pack, packed
 from data_pipelines.dataset import Data, open_data
 from data_pipelines.drawing import Drawing
 from data_pipelines.errors import DataError, Reject
@@ -242,6 +242,9 @@ class Loader:
         self.close()
 
 
+AnyLoader = Loader | packed.PackedLoader
+
+
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The position of a run out of those of its processes. Raises DataError if their streams differ."""
     if len({state["identity"] for state in states}) != 1:
@@ -252,7 +255,7 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def train_loader(
     config: Any, stage: Any, *, seed: int, process_index: int = 0, process_count: int = 1
-) -> Loader:
+) -> AnyLoader:
     """Returns the training stream of a stage.
 
     Order and augmentation are a pure function of `seed` and the position. The rows of all processes together
@@ -270,6 +273,8 @@ def train_loader(
     data = open_data(config.data)
     _check_vocabulary(config, data)
     sources = data.split(TRAIN)
+    if data.packed is not None:
+        return _packed_loader(config, stage, data, data.packed, seed, process_index, process_count)
     weights = mix.by_size(dict(stage.mixture), {name: len(source) for name, source in sources.items()})
     makers = make_makers(config, stage, data, {name: sources[name] for name in weights})
     shuffle_seed, stream_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
@@ -322,6 +327,36 @@ def train_loader(
     )
 
 
+def _packed_loader(
+    config: Any,
+    stage: Any,
+    data: Data,
+    manifest: dict[str, Any],
+    seed: int,
+    process_index: int,
+    process_count: int,
+) -> packed.PackedLoader:
+    sources = data.split(TRAIN)
+    if set(stage.mixture) - {mix.ALL, *sources}:
+        raise DataError(
+            f"stage.mixture {dict(stage.mixture)}: packed rows are of all sources, mixed when they "
+            f'were built; write {{"{mix.ALL}": 1.0}}'
+        )
+    [source] = sources.values()
+    shuffle_seed, _ = np.random.SeedSequence(seed).generate_state(2).tolist()
+    return packed.PackedLoader(
+        source,
+        packed.shape_of(manifest, config, stage),
+        data.source_names,
+        _stream_identity(config, stage, seed, data),
+        seed=shuffle_seed if config.data.shuffle else None,
+        own=own_rows(stage.batch_size, process_index, process_count),
+        batch_size=stage.batch_size,
+        prefetch=config.data.prefetch,
+        workers=config.data.workers,
+    )
+
+
 def _of_process(path: str, process_index: int) -> str:
     """Processes do not write to one file."""
     return f"{path}.{process_index}" if process_index else path
@@ -362,6 +397,11 @@ def eval_batches(
     data = open_data(config.data)
     _check_vocabulary(config, data)
     sources, budgets = data.split(split), row_budgets(config, stage)
+    if data.packed is not None:
+        own = own_rows(stage.batch_size, process_index, process_count)
+        shape = packed.shape_of(data.packed, config, stage)
+        yield from packed.eval_batches(sources, shape, stage.batch_size, own)
+        return
     makers = make_makers(config, stage, data, sources)
     side = config.model.embed.patch_size * config.model.embed.merge_size
     own = own_rows(stage.batch_size, process_index, process_count)

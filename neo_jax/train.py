@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import rejects as rejects_lib
 from data_pipelines.dataset import open_data
-from data_pipelines.loader import Loader, merge_states, train_loader
+from data_pipelines.loader import AnyLoader, merge_states, train_loader
 from neo_jax import (
     config as config_lib,
     flops,
@@ -218,7 +218,7 @@ class Run:
         self,
         stage: Stage,
         trainable: frozenset[str],
-        loader: Loader,
+        loader: AnyLoader,
         step: int,
         state: TrainState,
         rejected: rejects_lib.Counts,
@@ -275,7 +275,7 @@ class Run:
                 )
                 return step, state, EXIT_NONFINITE
 
-    def save(self, stage: Stage, step: int, state: TrainState, loader: Loader, log: StepLog) -> None:
+    def save(self, stage: Stage, step: int, state: TrainState, loader: AnyLoader, log: StepLog) -> None:
         record = {
             "stage": stage.name,
             "loader": merge_states(mesh_lib.gather(loader.get_state())),

@@ -29,6 +29,8 @@ def patch_budget(documents: Sequence[Document], row_tokens: int) -> int:
     within 0.2 % of their tokens.
     """
     patches = [len(document.patch_hw) for document in documents]
+    if not any(patches):
+        return 0
     share = sum(patches) / sum(len(document.tokens) for document in documents)
     free = two_budgets(documents, row_tokens, row_tokens).tokens
     budget = -(-max(int(share * row_tokens), *patches) // 128) * 128
@@ -83,5 +85,4 @@ def flatten_and_drop(documents: Sequence[Document], row_tokens: int, row_patches
 def _filled(documents: Sequence[Document], num_rows: int, row_tokens: int, row_patches: int) -> Filled:
     tokens = sum(len(document.tokens) for document in documents)
     patches = sum(len(document.patch_hw) for document in documents)
-    patch_share = patches / (num_rows * row_patches) if row_patches else 1.0  # text only
-    return Filled(tokens / (num_rows * row_tokens), patch_share, num_rows, 0)
+    return Filled(tokens / (num_rows * row_tokens), patches / (num_rows * row_patches), num_rows, 0)

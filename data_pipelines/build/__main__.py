@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.build import RECIPES, build, inputs, recipe_parameters, recipes, run
+from data_pipelines.build.outputs import Rows
 from data_pipelines.errors import DataError
 from data_pipelines.forms import FORMS
 
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         if changes.get("tokenizer", "").isdigit():
             changes["tokenizer"] = int(changes["tokenizer"])
+        if args.pack:
+            changes["output"] = Rows.from_config_file(args.pack, args.stage)
         if on_beam and args.runner != "beam":
             flags = [f"--runner={args.runner}", *flags]
         run.run(
@@ -86,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     general.add_argument("--num_shards", type=int, help="output shards per split and source")
     general.add_argument("--holdout", type=float, help='share of documents for the split "val"')
     general.add_argument("--tokenizer", help="tokenizer.json, or the vocabulary size of one to train")
+    general.add_argument(
+        "--pack", metavar="CONFIG.py[:ARG]", help="pack rows now, for a stage of this config"
+    )
+    general.add_argument("--stage", help="of --pack (default: the config's last stage)")
     general.add_argument("--seed", type=int, help="of the shuffle")
     general.add_argument(
         "--runner", default="local", help=f"local (default), beam, or a runner of Beam: {BEAM_RUNNERS}"

@@ -1,6 +1,7 @@
 """What flows through a build."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 from data_pipelines.schema import Example
 
@@ -33,3 +34,13 @@ class Target(NamedTuple):
 
     def file(self, num_shards: int) -> str:
         return f"{self.split}/{self.source}-{self.shard:05}-of-{num_shards:05}.array_record"
+
+
+def as_json(value: Any) -> Any:
+    """Recipes as JSON values: the fields of dataclasses, with the class's name as `kind`."""
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"kind": type(value).__name__} | fields
+    if isinstance(value, tuple | list):
+        return [as_json(item) for item in value]
+    return value

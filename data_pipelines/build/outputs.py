@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
+import runpy
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from data_pipelines import images, pack, rows, text
 from data_pipelines.build.filters import text_of
-from data_pipelines.build.items import Kept, Rejected
+from data_pipelines.build.items import Kept, Rejected, as_json
 from data_pipelines.build.statistics import Statistics
 from data_pipelines.documents import DocumentRules, resize_from_config
-from data_pipelines.errors import Reject
+from data_pipelines.errors import DataError, Reject
+from data_pipelines.overlong import POLICIES
 from data_pipelines.records import to_bytes
 from data_pipelines.resize import Resize
 from data_pipelines.schema import Document, Example
@@ -75,10 +77,13 @@ def rejected(one: Kept, reject: Reject) -> Rejected:
     return Rejected(one.place, one.example.id, one.example.source, reject.reason, str(reject))
 
 
-def observe(statistics: Statistics, example: Example) -> None:
-    """Counts a document and the sizes of its images as they are stored. Raises Reject if one is no image."""
+def observe(statistics: Statistics, example: Example, documents: int = 1) -> None:
+    """Counts an example's documents and the sizes of its images as they are stored.
+
+    Raises Reject if one is no image.
+    """
     sizes = [images.open_image(image.data, example.id).size for image in example.images]
-    statistics.count("documents")
+    statistics.count("documents", documents)
     statistics.count("images", len(sizes))
     for width, height in sizes:
         statistics.observe("image_aspect", width / height)
@@ -86,12 +91,12 @@ def observe(statistics: Statistics, example: Example) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def tokenizer_of(tokenizer_json: str) -> text.Tokenizer:
+def tokenizer_of(tokenizer_json: str, special_tokens: tuple[str, ...] = ()) -> text.Tokenizer:
     """The tokenizer of a tokenizer.json's content."""
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
         file.write(tokenizer_json)
         file.flush()
-        return text.Tokenizer(file.name)
+        return text.Tokenizer(file.name, special_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +113,9 @@ class Rows:
     delta: float = 1.0
     reduction: str = "token"
     number_images: bool = False
+    special_tokens: tuple[str, ...] = ()
+    visual_share: float = 0.0
+    overlong: str = "reject"
     form = "rows"
 
     @classmethod
@@ -127,13 +135,33 @@ class Rows:
             delta=coords.delta,
             reduction=stage.loss_reduction,
             number_images=data.number_images,
+            special_tokens=tuple(data.special_tokens),
+            visual_share=config.model.route.visual_share,
+            overlong=data.overlong,
         )
 
+    @classmethod
+    def from_config_file(cls, config_file: str, stage: str | None = None) -> "Rows":
+        """The same by FILE.py[:ARG] and the stage's name, the last stage by default.
+
+        Raises DataError if it is no config.
+        """
+        path, _, arg = config_file.partition(":")
+        try:
+            config = runpy.run_path(path)["get_config"](arg)
+            return cls.from_config(config, config.stage[stage or config.stages[-1]])
+        except (OSError, KeyError, AttributeError, ValueError, ImportError) as error:
+            raise DataError(f"{config_file}: not a config, or it has no stage {stage}: {error}") from error
+
     def start(self, tokenizer_json: str, sources: list[str]) -> Writing:
-        return _RowWriting(self, tokenizer_of(tokenizer_json), sources)
+        return _RowWriting(self, tokenizer_of(tokenizer_json, self.special_tokens), sources)
 
     def describe(self) -> dict[str, Any]:
         return {"rows": self.shape.to_json()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, as a recipe's description has them."""
+        return as_json(self)
 
     @property
     def shape(self) -> rows.RowShape:
@@ -154,39 +182,46 @@ class _RowWriting:
             reduction=output.reduction,
             number_images=output.number_images,
         )
+        self._budgets = pack.row_budgets(output.row_tokens, output.row_patches, output.visual_share)
+        self._files: dict[int, list[rows.RowImage]] = {}  # id() of a document -> its images
         self.statistics, self.rejects = Statistics(), []  # type: Statistics, list[Rejected]
 
     def records(self, kept: Iterable[Kept]) -> Iterator[bytes]:
         documents: list[Document] = []
-        files: dict[int, list[rows.RowImage]] = {}
         for one in kept:
-            example = one.example
             try:
-                document = self._document(example)
+                made = self._documents(one.example)
             except Reject as reject:
                 self.rejects.append(rejected(one, reject))
                 continue
-            observe(self.statistics, example)
-            for name, values in (("tokens", document.tokens), ("patches", document.patch_hw)):
-                self.statistics.count(name, len(values))
-                self.statistics.observe(name, len(values))
-            documents.append(document)
-            to = self._output.resize.for_images(len(example.images))
-            files[id(document)] = [rows.RowImage(image.data, to.max_pixels) for image in example.images]
-        budgets = pack.row_budgets(self._output.row_tokens, self._output.row_patches)
-        for row in pack.pack_rows(documents, budgets):
+            observe(self.statistics, one.example, len(made))
+            for document in made:
+                for name, values in (("tokens", document.tokens), ("patches", document.patch_hw)):
+                    self.statistics.count(name, len(values))
+                    self.statistics.observe(name, len(values))
+            documents += made
+        for row in pack.pack_rows(documents, self._budgets):
             self.statistics.count("rows")
-            images_of_row = [image for document in row for image in files[id(document)]]
+            images_of_row = [image for document in row for image in self._files[id(document)]]
             yield rows.to_record(row, images_of_row, self._output.shape)
 
-    def _document(self, example: Example) -> Document:
+    def _documents(self, example: Example) -> list[Document]:
         """Raises Reject for what cannot be a document, does not fit into a row, or cannot be decoded."""
-        document = self._rules.document(example, source_id=self._sources.index(example.source))
-        for size, budget, reason, noun in (
-            (len(document.tokens), self._output.row_tokens, "too_long", "tokens"),
-            (len(document.patch_hw), self._output.row_patches, "too_many_patches", "image tokens"),
-        ):
-            if size > budget:
-                raise Reject(reason, f"{size} {noun}, a row holds {budget}")
-        document.load_patches()  # a row that cannot be decoded would stop a training run
-        return document
+        source_id = self._sources.index(example.source)
+        drafts: list[tuple[Document, list[rows.RowImage]]] = []
+
+        def build(part: Example, max_pixels: int | None) -> Document:
+            document = self._rules.document(part, source_id=source_id, max_pixels=max_pixels)
+            to = self._output.resize
+            to = to if max_pixels is None else to.with_max_pixels(max_pixels)
+            to = to.for_images(len(part.images))
+            drafts.append((document, [rows.RowImage(image.data, to.max_pixels) for image in part.images]))
+            return document
+
+        made = POLICIES[self._output.overlong](example, build, self._budgets, self._output.resize.side)
+        files = {id(document): images_ for document, images_ in drafts}
+        for document in made:
+            if len(document.patch_hw):
+                document.load_patches()  # a row that cannot be decoded would stop a training run
+            self._files[id(document)] = files[id(document)]
+        return made

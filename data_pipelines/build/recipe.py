@@ -5,6 +5,7 @@ from typing import Any
 
 from data_pipelines.build.dedup import Rule
 from data_pipelines.build.filters import Stage
+from data_pipelines.build.items import as_json
 from data_pipelines.build.outputs import Examples, Form
 from data_pipelines.errors import DataError
 
@@ -46,17 +47,8 @@ class Recipe:
 
     def describe(self) -> dict[str, Any]:
         """The recipe as JSON values: fields, with the class's name for each stage and rule."""
-        return _as_json(self)
+        return as_json(self)
 
     @property
     def splits(self) -> tuple[str, ...]:
         return ("train", "val") if self.holdout else ("train",)
-
-
-def _as_json(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        fields = {field.name: _as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"kind": type(value).__name__} | fields
-    if isinstance(value, tuple | list):
-        return [_as_json(item) for item in value]
-    return value

@@ -6,7 +6,6 @@ python -m data_pipelines.inspect data/quickstart --json
 
 import argparse
 import json
-import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         inspection = read_lib.read(
-            args.folder, args.rows, _rules(args.config, args.stage) if args.config else None
+            args.folder, args.rows, Rows.from_config_file(args.config, args.stage) if args.config else None
         )
         if args.json:
             print(json.dumps(inspection.to_json(), sort_keys=True))
@@ -177,16 +176,6 @@ def _row(found: Inspection, row: page_rows.Row, mask: str) -> Html:
         ),
         page_rows.row_figure(row, found.manifest["sources"], found.tokenizer, found.shape.resize.side),
     )
-
-
-def _rules(config_file: str, stage: str | None) -> Rows:
-    """The rules of a config. Raises DataError if it is none."""
-    path, _, arg = config_file.partition(":")
-    try:
-        config = runpy.run_path(path)["get_config"](arg)
-        return Rows.from_config(config, config.stage[stage or config.stages[-1]])
-    except (OSError, KeyError, AttributeError, ValueError) as error:
-        raise DataError(f"--config={config_file}: not a config of this repository: {error}") from error
 
 
 if __name__ == "__main__":
