@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 
@@ -30,7 +32,13 @@ class MetricsWriter:
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.rename(self.path)
         self._file = self.path.open("a", buffering=1)  # by the line: a kill loses no finished line
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        folder = workdir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        # The writer without tensorboardX's thread around it, whose traceback a full disk would bring.
+        self._events = EventsWriter(str(folder / "events"))
+        # Has TensorBoard drop later steps, which a killed run left.
+        restart = SessionLog(status=SessionLog.START)
+        self._events.write_event(Event(wall_time=time.time(), step=start_step + 1, session_log=restart))
 
     def write(self, line: dict[str, Any]) -> None:
         """`line` holds "step" and numbers, nested by dicts; "rejected" is not charted."""
@@ -38,14 +46,20 @@ class MetricsWriter:
         # A chart for every shard that rejects something would bury the others.
         for name, value in _flatten({key: value for key, value in line.items() if key != "rejected"}):
             if isinstance(value, int | float) and name != "step":
-                self._events.add_scalar(name, value, line["step"])
+                chart = summary.scalar(name, value)
+                self._events.write_event(Event(wall_time=time.time(), step=line["step"], summary=chart))
+        self._events.flush()
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._file.close()
-        self._events.close()
+        try:
+            self._events.close()
+        except OSError:
+            if kind is None:  # else the first error is the one to tell
+                raise
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
