@@ -32,9 +32,12 @@ class Chip:
     wraps_from: int = (
         0  # a torus dimension of this many chips, or its multiples, is a ring; shorter is a line
     )
-    gke_accelerator: str = ""  # node label cloud.google.com/gke-tpu-accelerator
+    gke_accelerator: str = ""  # node label cloud.google.com/gke-tpu-accelerator (GPUs: gke-accelerator)
     gke_machine: str = ""
-    counts_cores: bool = False  # device names such as v5p-128 count cores, two per chip
+    max_chips: int = 0  # of a 3-D torus: the largest slice that is offered
+    slice_name: str = ""  # accelerator type of a TPU VM, before the number: v5litepod-16
+    counts_cores: bool = False  # that number counts cores, two per chip: v5p-128 is 64 chips
+    vm_runtime: str = ""  # software version of a TPU VM
     topology_prefix: str = ""  # of jax.experimental.topologies
     device_kind: str = ""  # what jax.Device.device_kind says, for the meter of a running job
 
@@ -56,6 +59,8 @@ CHIPS = {
             wraps_from=16,
             gke_accelerator="tpu-v5-lite-podslice",
             gke_machine="ct5lp-hightpu-4t",
+            slice_name="v5litepod",
+            vm_runtime="v2-alpha-tpuv5-lite",
             topology_prefix="v5e",
             device_kind="TPU v5 lite",
         ),
@@ -74,6 +79,9 @@ CHIPS = {
             gke_accelerator="tpu-v5p-slice",
             gke_machine="ct5p-hightpu-4t",
             counts_cores=True,
+            max_chips=6144,
+            slice_name="v5p",
+            vm_runtime="v2-alpha-tpuv5",
             topology_prefix="v5",
             device_kind="TPU v5",
         ),
@@ -91,6 +99,8 @@ CHIPS = {
             wraps_from=16,
             gke_accelerator="tpu-v6e-slice",
             gke_machine="ct6e-standard-4t",
+            slice_name="v6e",
+            vm_runtime="v2-alpha-tpuv6e",
             topology_prefix="v6e",
             device_kind="TPU v6 lite",
         ),
@@ -110,6 +120,9 @@ CHIPS = {
             gke_accelerator="tpu7x",
             gke_machine="tpu7x-standard-4t",
             counts_cores=True,
+            max_chips=9216,
+            slice_name="tpu7x",
+            vm_runtime="v2-alpha-tpu7-ubuntu2404",
             topology_prefix="tpu7x",
             device_kind="TPU7x",
         ),
@@ -179,13 +192,34 @@ class Slice:
         return max(1, self.num_chips // self.chip.chips_per_host)
 
     @property
+    def chips_per_host(self) -> int:
+        return self.num_chips // self.num_hosts
+
+    @property
+    def shape_text(self) -> str:
+        """Such as "4x4x4", also the node label cloud.google.com/gke-tpu-topology."""
+        return "x".join(map(str, self.shape))
+
+    @property
     def topology(self) -> str:
         """What jax.experimental.topologies calls it."""
-        return f"{self.chip.topology_prefix}:{'x'.join(map(str, self.shape))}"
+        return f"{self.chip.topology_prefix}:{self.shape_text}"
 
     @property
     def name(self) -> str:
-        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+        return f"{self.chip.name}:{self.shape_text}"
+
+    @property
+    def vm_type(self) -> str:
+        """The accelerator type of a TPU VM, such as v5p-128."""
+        cores_per_chip = 2 if self.chip.counts_cores else 1
+        return f"{self.chip.slice_name}-{self.num_chips * cores_per_chip}"
+
+    @property
+    def machine(self) -> str:
+        """The GKE machine type of its hosts; a lone v5e or v6e chip has one of its own."""
+        lone = self.num_chips == 1 and self.chip.platform == "tpu"
+        return self.chip.gke_machine.removesuffix("-4t") + "-1t" if lone else self.chip.gke_machine
 
     def ring_bandwidth(self, num_devices: int) -> float:
         """Bytes/s that each device of a group of `num_devices` in this slice receives in a collective.
@@ -220,6 +254,60 @@ def parse(text: str) -> Slice:
         example = "x".join(["4"] * dimensions) if chip.torus_axes else "8"
         raise UserError(f"topology {text!r}: {name} has {dimensions}-D shapes, such as {name}:{example}")
     return Slice(chip, tuple(map(int, shape_text.split("x"))))
+
+
+def check_offered(found: Slice) -> None:
+    """Checks that the slice is one that can be rented: Google Cloud's list of topologies, hosts of 8 GPUs.
+
+    Two dimensions (v5e, v6e): 1x1, then powers of two from 2x2 to 16x16, the second as long as the first or
+    twice that. Three (v5p, tpu7x): 2x2x1, 2x2x2, 2x2x4, 2x4x4, then multiples of 4 in rising order.
+
+    Raises:
+        UserError: it is not; the message gives the rule.
+    """
+    chip, shape = found.chip, found.shape
+    if chip.platform == "gpu":
+        offered = found.num_chips in (1, 2, 4, 8)
+        rule = f"hosts have {chip.chips_per_host} GPUs; name 1, 2, 4 or 8 of them, or a multiple of 8"
+    elif chip.torus_axes == 2:
+        a, b = shape
+        offered = shape == (1, 1) or (a in (2, 4, 8, 16) and b in (a, 2 * a) and b <= 16)
+        rule = "2-D slices are 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16 and 16x16"
+    else:
+        small = shape in ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+        cubes = all(size % 4 == 0 for size in shape) and list(shape) == sorted(shape)
+        offered = (small or cubes) and found.num_chips <= chip.max_chips
+        rule = (
+            "3-D slices are 2x2x1, 2x2x2, 2x2x4, 2x4x4 and multiples of 4 in rising order, up to "
+            f"{chip.max_chips} chips"
+        )
+    if not offered:
+        raise UserError(f"topology {found.name}: not offered; {rule}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Where a program is to run: equal slices joined by the data-centre network."""
+
+    slice: Slice
+    num_slices: int = 1
+
+    @property
+    def num_devices(self) -> int:
+        return self.slice.num_devices * self.num_slices
+
+    @property
+    def num_hosts(self) -> int:
+        return self.slice.num_hosts * self.num_slices
+
+    @property
+    def name(self) -> str:
+        return self.slice.name if self.num_slices == 1 else f"{self.slice.name} x {self.num_slices}"
+
+    @property
+    def hbm_limit(self) -> int:
+        """Bytes of memory that a program may use on one device."""
+        return int(self.slice.chip.hbm_bytes / self.slice.chip.devices_per_chip)
 
 
 def of_device(device_kind: str) -> Chip | None:

@@ -25,8 +25,8 @@ from ml_collections import FrozenConfigDict
 
 from neo_jax import config as config_lib, hardware
 from neo_jax.errors import UserError, main_guard
+from neo_jax.hardware import Target
 from neo_jax.preflight import report, search
-from neo_jax.preflight.program import Target
 
 EXIT_DOES_NOT_FIT = 5
 

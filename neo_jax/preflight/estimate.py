@@ -11,10 +11,11 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from neo_jax import flops, params as params_lib
+from neo_jax.hardware import Target
 from neo_jax.model.transformer import Transformer
 from neo_jax.objectives.ntp import chunk_size
 from neo_jax.preflight import hlo
-from neo_jax.preflight.program import Program, Target
+from neo_jax.preflight.program import Program
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,29 +30,8 @@ from neo_jax import (
     xla_options,
 )
 from neo_jax.errors import UserError
-from neo_jax.hardware import Slice
+from neo_jax.hardware import Target
 from neo_jax.stages import Stage
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """Where the program is to run."""
-
-    slice: Slice
-    num_slices: int = 1
-
-    @property
-    def num_devices(self) -> int:
-        return self.slice.num_devices * self.num_slices
-
-    @property
-    def name(self) -> str:
-        return self.slice.name if self.num_slices == 1 else f"{self.slice.name} x {self.num_slices}"
-
-    @property
-    def hbm_limit(self) -> int:
-        """Bytes of memory that a program may use on one device."""
-        return int(self.slice.chip.hbm_bytes / self.slice.chip.devices_per_chip)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from neo_jax.hardware import Target
 from neo_jax.preflight import estimate as estimate_lib, program as program_lib
 from neo_jax.preflight.estimate import Estimate, Rows
-from neo_jax.preflight.program import OutOfMemory, Program, Target
+from neo_jax.preflight.program import OutOfMemory, Program
 
 
 @dataclasses.dataclass(frozen=True)

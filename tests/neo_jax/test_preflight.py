@@ -11,11 +11,12 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from configs import base
 from neo_jax import config as config_lib, hardware, params as params_lib
 from neo_jax.errors import UserError
+from neo_jax.hardware import Target
 from neo_jax.model.mask import Intervals, dense
 from neo_jax.model.transformer import Transformer
 from neo_jax.preflight import __main__ as command, estimate, hlo, program, report, search
 from neo_jax.preflight.estimate import Rows
-from neo_jax.preflight.program import OutOfMemory, Target
+from neo_jax.preflight.program import OutOfMemory
 from tests.conftest import ROOT
 
 V5E = Target(hardware.parse("v5e:2x2"))

@@ -9,9 +9,9 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from neo_jax import config as config_lib, hardware, mesh as mesh_lib, params as params_lib
+from neo_jax.hardware import Target
 from neo_jax.model.transformer import Transformer
 from neo_jax.preflight import program
-from neo_jax.preflight.program import Target
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "tests" / "golden" / "sharding"
