@@ -173,6 +173,9 @@ def train() -> ConfigDict:
     c.save_every = 500  # steps between checkpoints
     c.keep_checkpoints = 2  # newest checkpoints kept
     c.max_nonfinite_steps = 10  # steps with a non-finite loss or gradient before the run stops
+    c.start_timeout_s = 3600.0  # seconds until every process has data, state and compiled programs
+    c.hang_timeout_s = 900.0  # seconds without a finished step, evaluated batch or saved checkpoint: a hang
+    c.silence_timeout_s = 60.0  # seconds without a sign of life of a process, after which the others end
     return c
 
 

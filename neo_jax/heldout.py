@@ -23,7 +23,8 @@ def held_out_loss(
 ) -> float:
     """sum(ce * w) / sum(w) over a whole split, packed to the budgets of `stage`."""
     loss = weight = 0.0
-    for batch in eval_batches(config, stage, split):
+    share = mesh_lib.share(mesh)
+    for batch in eval_batches(config, stage, split, process_index=share.index, process_count=share.count):
         sums = _sums(model, params, mesh_lib.put_batch(mesh, batch))
         loss, weight = loss + float(sums["loss"]), weight + float(sums["weight"])
     return loss / weight

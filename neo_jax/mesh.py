@@ -5,6 +5,8 @@ splits the positions of a row. Across slices (groups of devices joined by the da
 `data` that is split, as it needs the least traffic: one sum of gradients per step.
 """
 
+import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -124,10 +126,50 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition(("batch", "length")))
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which rows of every batch a process loads: the part `index` of `count` equal parts."""
+
+    index: int
+    count: int
+    leads: bool  # is the first of the processes that load this part
+
+
+@functools.cache
+def share(mesh: Mesh) -> Share:
+    """The rows that this process loads.
+
+    Processes whose devices hold the same rows, split along `tensor` or `context`, load the same.
+
+    Raises:
+        UserError: the rows of two processes overlap without being the same.
+    """
+    held: dict[int, set[int]] = {}
+    for (data, fsdp, *_), device in np.ndenumerate(mesh.devices):
+        held.setdefault(device.process_index, set()).add(data * mesh.shape["fsdp"] + fsdp)
+    parts = {process: tuple(sorted(rows)) for process, rows in held.items()}
+    distinct = sorted(set(parts.values()))
+    if (
+        sum(map(len, distinct)) != mesh.shape["data"] * mesh.shape["fsdp"]
+        or len(set(map(len, distinct))) != 1
+    ):
+        raise UserError(
+            f"mesh: data={mesh.shape['data']}, fsdp={mesh.shape['fsdp']}, tensor={mesh.shape['tensor']} and "
+            f"context={mesh.shape['context']} give {len(held)} processes rows that overlap in part; make "
+            "tensor * context a divisor or a multiple of the devices of a process"
+        )
+    own = parts[jax.process_index()]
+    first = min(process for process, part in parts.items() if part == own)
+    return Share(distinct.index(own), len(distinct), first == jax.process_index())
+
+
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch, as global arrays split over the mesh."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+    """This process's share of a batch's rows, as global arrays split over the mesh."""
+    sharding, parts = batch_sharding(mesh), share(mesh).count
+    return {
+        name: jax.make_array_from_process_local_data(sharding, x, (x.shape[0] * parts, *x.shape[1:]))
+        for name, x in batch.items()
+    }
 
 
 def gather(value: Any) -> list[Any]:

@@ -62,6 +62,19 @@ class MetricsWriter:
                 raise
 
 
+class NoWriter(MetricsWriter):
+    """For the processes of a run other than the first: writes nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, line: dict[str, Any]) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        pass
+
+
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without a last one that a kill cut short; [] if there is no file."""
     if not path.exists():
@@ -71,13 +84,17 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A bar with rate and ETA on a terminal; elsewhere a plain line for every logged step."""
+    """A bar with rate and ETA on a terminal; elsewhere a plain line for every logged step.
 
-    def __init__(self, start_step: int, total_steps: int):
+    One process of a run shows it; with `shown` False it is silent.
+    """
+
+    def __init__(self, start_step: int, total_steps: int, shown: bool = True):
         self.total = total_steps
         self._first, self._began = start_step, time.monotonic()
+        self._shown = shown
         self._bar = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
 
     def step(self) -> None:
@@ -85,6 +102,8 @@ class Progress:
             self._bar.update()
 
     def log(self, step: int, text: str) -> None:
+        if not self._shown:
+            return
         if self._bar is not None:
             self._bar.set_postfix_str(text)
             return
@@ -95,7 +114,7 @@ class Progress:
         """A line of its own."""
         if self._bar is not None:
             self._bar.write(text)
-        else:
+        elif self._shown:
             print(text, flush=True)
 
     def __enter__(self) -> "Progress":

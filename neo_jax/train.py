@@ -20,6 +20,7 @@ from data_pipelines.dataset import open_data
 from data_pipelines.loader import AnyLoader, merge_states, train_loader
 from neo_jax import (
     config as config_lib,
+    distributed,
     flops,
     grow,
     mesh as mesh_lib,
@@ -35,7 +36,7 @@ from neo_jax.checkpoint import Checkpoints
 from neo_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_OK, UserError, main_guard
 from neo_jax.heldout import held_out_loss
 from neo_jax.interrupt import Interrupt
-from neo_jax.metrics import MetricsWriter, Progress
+from neo_jax.metrics import MetricsWriter, NoWriter, Progress
 from neo_jax.model.transformer import Transformer
 from neo_jax.stages import Stage
 from neo_jax.step import TrainState
@@ -54,20 +55,25 @@ def main(argv: Sequence[str]) -> int:
 
 def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = False) -> int:
     """Takes all steps of a resolved config that are not yet taken; returns the exit code."""
-    workdir_lib.claim(workdir, config)
-    if (workdir / "checkpoints" / "0").exists():  # no run writes one before its first step
-        raise UserError(
-            f"--workdir={workdir} holds a model, but no run; start one in another folder with "
-            f"--config.init={workdir}"
-        )
-    data_hash = open_data(config.data).data_hash
+    group = distributed.start(config.mesh)
+    mesh = mesh_lib.make(config.mesh)
+    if group.count > 1:
+        print(group.describe(mesh), flush=True)
+    with group.in_turn("workdir and data", config.train.start_timeout_s):
+        workdir_lib.claim(workdir, config)
+        if (workdir / "checkpoints" / "0").exists():  # no run writes one before its first step
+            raise UserError(
+                f"--workdir={workdir} holds a model, but no run; start one in another folder with "
+                f"--config.init={workdir}"
+            )
+        data_hash = open_data(config.data).data_hash
 
-    mesh = start_devices(config.mesh)
     model = objectives.build(config)
     specs = params_lib.abstract(model)
     stages = stages_lib.plan(config)
     trainable = {stage.name: params_lib.select(specs, stage.config.trainable) for stage in stages}
-    print(f"{params_lib.count(specs):,} parameters on {mesh.size} {jax.default_backend()} device(s)")
+    if group.leads:
+        print(f"{params_lib.count(specs):,} parameters on {mesh.size} {jax.default_backend()} device(s)")
 
     with (
         Interrupt() as interrupt,
@@ -86,7 +92,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = F
                     f"checkpoint {step} is of data {record['data_hash']}, but the config names "
                     f"{data_hash}: bring the old data back, or pass --allow_data_change"
                 )
-        with MetricsWriter(workdir, step) as writer, Progress(step, stages[-1].end) as progress:
+        with (
+            MetricsWriter(workdir, step) if group.leads else NoWriter() as writer,
+            Progress(step, stages[-1].end, shown=group.leads) as progress,
+        ):
             peak = flops.measured_peak(config.model.dtype) * mesh.size
             run = Run(config, mesh, model, specs, data_hash, peak, checkpoints, writer, progress, interrupt)
             step, state, code = run.stage(stage, trainable[stage.name], step, state, record)
@@ -96,13 +105,6 @@ def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = F
                     step, state, code = run.stage(following, trainable[following.name], step, state, None)
     assert code is not None, "the last stage gives one"
     return code
-
-
-def start_devices(config: ConfigDict) -> jax.sharding.Mesh:
-    """The mesh of config.mesh; on a CPU, of as many simulated devices as it asks for."""
-    if config.num_devices > 1:
-        jax.config.update("jax_num_cpu_devices", config.num_devices)
-    return mesh_lib.make(config)
 
 
 def initial_state(
@@ -154,7 +156,8 @@ def start_params(
         },
     )
     fresh = sorted(path for path, origin in origins.items() if origin.source is None)
-    print(f"starts from {checkpoint}" + (f"; freshly drawn: {', '.join(fresh)}" if fresh else ""))
+    if jax.process_index() == 0:
+        print(f"starts from {checkpoint}" + (f"; freshly drawn: {', '.join(fresh)}" if fresh else ""))
     make = jax.jit(
         lambda base: grow.grow(origins, specs, base, jax.random.key(config.seed)), out_shardings=shardings
     )
@@ -197,12 +200,13 @@ class Run:
 
         Returns (step, state, exit code, or None when another stage follows).
         """
+        share = mesh_lib.share(self.mesh)
         with train_loader(
             self.config,
             stage.config,
             seed=data_seed(self.config.seed, stage),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share.index,
+            process_count=share.count,
         ) as loader:
             if record is not None and step < stage.end:
                 loader.set_state(record["loader"])
@@ -226,9 +230,12 @@ class Run:
         """The order is fixed: evaluate, save, next batch, step, log."""
         train, first = self.config.train, step
         sources = loader.source_names
+        leads_share = mesh_lib.share(self.mesh).leads
+        shardings = jax.tree.map(lambda x: x.sharding, state)
         train_step = jax.jit(
             step_lib.make_train_step(self.model, self.specs, stage, trainable, len(sources)),
             donate_argnums=0,
+            out_shardings=(shardings, mesh_lib.replicated(self.mesh)),  # every process reads the metrics
             compiler_options=xla_options.of(self.mesh),
         )
         log = StepLog(
@@ -266,7 +273,8 @@ class Run:
             state, metrics = train_step(state, batch)
             step += 1
             self.progress.step()
-            log.add(step, metrics, loader.take_rejects())
+            rejects = loader.take_rejects()
+            log.add(step, metrics, rejects if leads_share else [])
             if log.nonfinite_steps > train.max_nonfinite_steps:
                 self.progress.say(
                     f"error: {log.nonfinite_steps} steps had a non-finite loss or gradient, above "

@@ -13,9 +13,14 @@ from neo_jax.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "tokenizers")
 
+# Fields that say where and how a run is computed, not what: it may go on with others.
+_WHERE = ("mesh.", "train.start_timeout_s", "train.hang_timeout_s", "train.silence_timeout_s")
+
 
 def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
     """Makes the folder and writes config.json into it, or checks that it belongs to the same config.
+
+    The mesh may be another one: a run goes on with any number of devices and processes.
 
     Raises:
         UserError: the folder holds a run of another config (the fields are listed), or is no folder.
@@ -29,6 +34,7 @@ def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
     path = workdir / "config.json"
     if path.exists():
         changes = config_lib.diff(load_config(workdir), config)
+        changes = [change for change in changes if not change.startswith(_WHERE)]
         if changes:
             raise UserError(
                 f"--workdir={workdir} holds a run of another config; use another, or take these back: "
