@@ -83,6 +83,7 @@ def measure(num_photos: int, alternations: int) -> dict[str, Any]:
         "tokens_per_s": round(ours.tokens / ours_seconds),
         "ratio_vs_torch": _ratio(rates, "ours", "torch"),
         "ratio_vs_torch_pillow": _ratio(rates, "ours_pillow", "torch"),
+        **({"ratio_vs_energon": _ratio(rates, "ours", "energon")} if "energon" in rates else {}),
         "ratio_vs_bare": _ratio(rates, "ours", "bare_pillow"),
         "ratio_vs_bare_simd": _ratio(rates, "ours", "bare_simd"),
         "packing_efficiency": round(filled["two_budgets"]["tokens"], 4),

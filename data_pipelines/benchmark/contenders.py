@@ -3,6 +3,7 @@
 ours          records -> documents -> rows packed to two budgets, patches as uint8; the SIMD resize
 ours_pillow   the same with Pillow's resize, to the bit as the published models were trained
 torch         torch DataLoader + webdataset, one worker: PIL decode and resize, the same tokenizer
+energon       the same decode, resize and tokenizer under Megatron-Energon's loader, where it is installed
 bare_pillow   nothing but decoding with libjpeg-turbo and resizing with Pillow, files in memory
 bare_simd     the same with the SIMD resize: what no pipeline with this decoder and resampler can beat
 
@@ -11,6 +12,7 @@ the captions too.
 """
 
 import dataclasses
+import importlib.util
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,6 +107,10 @@ class _ToArrays:
         ids = self._tokenizer.encode(sample["txt"].decode())
         return torch.from_numpy(pixels).permute(2, 0, 1), torch.tensor(ids)
 
+    def count(self, pixels: Any, ids: Any) -> int:
+        """Tokens of one sample, those of its picture included."""
+        return pixels.shape[1] * pixels.shape[2] // self._to.side**2 + len(ids)
+
 
 def torch_webdataset(job: Job) -> Callable[[], Done]:
     """torch DataLoader over webdataset with one worker, which lives on between passes."""
@@ -112,17 +118,66 @@ def torch_webdataset(job: Job) -> Callable[[], Done]:
     import webdataset
 
     torch.set_num_threads(1)
-    dataset = webdataset.WebDataset(job.tars, shardshuffle=False, empty_check=False).map(_ToArrays(job))
+    to_arrays = _ToArrays(job)
+    dataset = webdataset.WebDataset(job.tars, shardshuffle=False, empty_check=False).map(to_arrays)
     loader = torch.utils.data.DataLoader(
         dataset, TORCH_BATCH, num_workers=1, collate_fn=list, persistent_workers=True
     )
-    cells = job.to.side**2
 
     def run() -> Done:
         images = tokens = 0
         for batch in loader:
             images += len(batch)
-            tokens += sum(pixels.shape[1] * pixels.shape[2] // cells + len(ids) for pixels, ids in batch)
+            tokens += sum(to_arrays.count(pixels, ids) for pixels, ids in batch)
+        return Done(images, tokens)
+
+    return run
+
+
+def energon(job: Job) -> Callable[[], Done]:
+    """Megatron-Energon's loader with one worker; the tars are indexed once."""
+    import torch
+    from megatron import energon
+
+    torch.set_num_threads(1)
+    to_arrays = _ToArrays(job)
+    if not (job.folder / ".nv-meta" / "dataset.yaml").exists():
+        tars = [Path(tar).name for tar in job.tars]
+        energon.BaseWebdatasetFactory.prepare_dataset(
+            job.folder, tars, split_parts_ratio=[("train", 1.0)], workers=1
+        )
+        (job.folder / ".nv-meta" / "dataset.yaml").write_text(
+            "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
+        )
+
+    @energon.stateless
+    def cook(sample: dict[str, Any]) -> dict[str, Any]:
+        pixels, ids = to_arrays(sample)
+        return {"__key__": sample["__key__"], "pixels": pixels, "ids": ids}
+
+    class Encoder(energon.TaskEncoder):
+        decoder = None
+        cookers = (energon.Cooker(cook),)
+
+        def batch(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return samples
+
+    dataset = energon.get_train_dataset(
+        job.folder,
+        worker_config=energon.WorkerConfig(rank=0, world_size=1, num_workers=1),
+        batch_size=TORCH_BATCH,
+        shuffle_buffer_size=None,
+        max_samples_per_sequence=None,
+        task_encoder=Encoder(),
+        repeat=False,
+    )
+    loader = energon.get_loader(dataset)
+
+    def run() -> Done:
+        images = tokens = 0
+        for batch in loader:
+            images += len(batch)
+            tokens += sum(to_arrays.count(sample["pixels"], sample["ids"]) for sample in batch)
         return Done(images, tokens)
 
     return run
@@ -153,5 +208,7 @@ def contenders(job: Job) -> Iterator[tuple[str, Callable[[], Done]]]:
     yield "ours", ours(job)
     yield "ours_pillow", ours(dataclasses.replace(job, to=dataclasses.replace(job.to, resampler="pillow")))
     yield "torch", torch_webdataset(job)
+    if importlib.util.find_spec("megatron") and importlib.util.find_spec("megatron.energon"):
+        yield "energon", energon(job)
     yield "bare_pillow", bare(job, "pillow")
     yield "bare_simd", bare(job, "simd")
