@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.errors import Reject
+from data_pipelines.images import check_declared
 from data_pipelines.schema import Image, Span, Text
 
 IMAGE_FIELDS = ("image", "images", "jpg", "jpeg", "png", "webp", "avif", "gif", "bmp", "image_bytes", "img")
@@ -50,26 +51,33 @@ class Look:
         """The text of a field, stripped. Raises Reject if there is none."""
         return clean(self.find(fields, names))
 
-    def image(self, value: Any) -> Image:
-        """One image. Raises Reject if it is none or cannot be found."""
+    def image(self, value: Any, declared: str = "") -> Image:
+        """One image, whose field or path (`declared`) may name its format.
+
+        Raises Reject if it is none or cannot be found.
+        """
         if isinstance(value, Mapping):
             data, path = value.get("bytes"), value.get("path")
-            value = data if data is not None else path
-        if isinstance(value, str) and self.fetch is not None:
-            value = self.fetch(value)
+            value, declared = data if data is not None else path, path or declared
+        if isinstance(value, str):
+            declared = value
+            value = value if self.fetch is None else self.fetch(value)
         if value is None or isinstance(value, str):
             raise Reject("missing_image", f"no bytes for image {value!r}")
         if not isinstance(value, bytes | bytearray | memoryview):
             raise Reject("bad_record", f"an image is {type(value).__name__}, not bytes or a path")
-        return Image(bytes(value))
+        data = bytes(value)
+        check_declared(data, declared)
+        return Image(data)
 
     def all_images(self, fields: Fields) -> list[Image]:
         """The record's images, in order; none if it has no such field."""
-        value = self.find(fields, self.images)
-        if value is None:
-            return []
-        values = value if isinstance(value, list | tuple) else [value]
-        return [self.image(one) for one in values]
+        for name in self.images:
+            value = self.find(fields, (name,))
+            if value is not None:
+                values = value if isinstance(value, list | tuple) else [value]
+                return [self.image(one, name) for one in values]
+        return []
 
 
 def caption(fields: Fields, look: Look) -> list[Span]:
@@ -160,7 +168,7 @@ def video(fields: Fields, look: Look) -> list[Span]:
     follow from `fps`.
     """
     numbered = sorted((int(match[1]), name) for name in fields if (match := _FRAME.fullmatch(str(name))))
-    frames = [look.image(fields[name]) for _, name in numbered] or look.all_images(fields)
+    frames = [look.image(fields[name], name) for _, name in numbered] or look.all_images(fields)
     times, rate = look.find(fields, TIME_FIELDS), look.find(fields, RATE_FIELDS)
     if times is None and isinstance(rate, int | float) and rate > 0:
         times = [i / rate for i in range(len(frames))]

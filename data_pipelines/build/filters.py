@@ -54,7 +54,7 @@ class ImageSize:
     """Rejects documents with an image outside the limits; reads headers only.
 
     Reasons: "too_small" (bytes or the shorter side), "too_many_bytes", "bomb" (pixels), "aspect" (longer side
-    over shorter), and what `images.open_image` says of a file that is no image.
+    over shorter), and what `images.read_header` says of a file that is no image.
     """
 
     min_side: int = 1
@@ -66,7 +66,7 @@ class ImageSize:
     def __call__(self, example: Example) -> Example:
         limits = images.Limits(self.max_pixels, self.max_bytes, self.min_side, self.max_aspect)
         for image in example.images:
-            images.open_image(image.data, limits=limits)
+            images.read_header(image.data, limits=limits)
             if len(image.data) < self.min_bytes:
                 raise Reject("too_small", f"an image of {len(image.data)} bytes: less than {self.min_bytes}")
         return example

@@ -78,16 +78,16 @@ def rejected(one: Kept, reject: Reject) -> Rejected:
 
 
 def observe(statistics: Statistics, example: Example, documents: int = 1) -> None:
-    """Counts an example's documents and the sizes of its images as they are stored.
+    """Counts an example's documents and the sizes of its images, upright.
 
     Raises Reject if one is no image.
     """
-    sizes = [images.open_image(image.data, example.id).size for image in example.images]
+    headers = [images.read_header(image.data, example.id) for image in example.images]
     statistics.count("documents", documents)
-    statistics.count("images", len(sizes))
-    for width, height in sizes:
-        statistics.observe("image_aspect", width / height)
-        statistics.observe("image_pixels", width * height)
+    statistics.count("images", len(headers))
+    for header in headers:
+        statistics.observe("image_aspect", header.width / header.height)
+        statistics.observe("image_pixels", header.width * header.height)
 
 
 @functools.lru_cache(maxsize=1)

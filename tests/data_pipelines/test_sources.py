@@ -88,7 +88,7 @@ def test_img2dataset_folder(tmp_path):
 
 def test_multi_part_keys_long_names_and_what_webdataset_reads(tmp_path):
     long = "folder/" + "n" * 120  # has a header member of its own
-    members = {"a/000.jpg": b"one", "a/000.seg.png": b"two", "a/000.txt": b"first", f"{long}.jpg": b"three"}
+    members = {"a/000.jpg": b"one", "a/000.seg.png": png(2), "a/000.txt": b"first", f"{long}.jpg": b"three"}
     members |= {f"{long}.txt": b"second", "b/000.jpg": b"four", "b/000.txt": b"third"}
     write_tar(tmp_path / "x.tar", members)
     opened = source("webdataset", tmp_path / "x.tar", tmp_path)
@@ -98,7 +98,7 @@ def test_multi_part_keys_long_names_and_what_webdataset_reads(tmp_path):
     ]
     assert [dict(opened.fields(opened[i])) for i in range(len(opened))] == expected
     seg = source("webdataset", tmp_path / "x.tar", tmp_path, image_fields=("seg.png",))
-    assert seg.example(0).images == (Image(b"two"),)
+    assert seg.example(0).images == (Image(png(2)),)
 
 
 def test_a_tar_written_by_webdataset(tmp_path):
@@ -351,11 +351,11 @@ def test_forms(tmp_path):
 
 
 def test_video_frames_in_a_tar(tmp_path):
-    members = {"v.1.jpg": b"two", "v.0.jpg": b"one", "v.10.jpg": b"three", "v.txt": b"a film"}
+    members = {"v.1.jpg": png(2), "v.0.jpg": png(1), "v.10.jpg": png(3), "v.txt": b"a film"}
     members["v.json"] = json.dumps({"timestamps": [0, 1.5, 9]}).encode()
     write_tar(tmp_path / "v.tar", members)
     assert spans(source("webdataset", tmp_path, tmp_path, form="video")) == [
-        (Image(b"one", 0.0), Image(b"two", 1.5), Image(b"three", 9.0), Text("a film", supervised=True))
+        (Image(png(1), 0.0), Image(png(2), 1.5), Image(png(3), 9.0), Text("a film", supervised=True))
     ]
 
 

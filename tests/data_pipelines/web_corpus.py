@@ -48,7 +48,7 @@ def records() -> list[tuple[str, dict[str, bytes]]]:
         ("repetition", {"jpg": jpeg(picture(206)), "txt": b"buy cheap shoes " * 12}),
         ("aspect", {"jpg": jpeg(picture(207, 400, 66)), "txt": caption(207).encode()}),
         ("too_small", {"jpg": jpeg(picture(208, 96, 40)), "txt": caption(208).encode()}),
-        ("not_image", {"jpg": b"<html>404</html>" * 100, "txt": caption(209).encode()}),
+        ("wrong_mime", {"jpg": b"<html>404</html>" * 100, "txt": caption(209).encode()}),
         ("truncated", {"jpg": jpeg(picture(210, 200, 200))[:-1500], "txt": caption(210).encode()}),
         ("missing_image", {"txt": caption(211).encode()}),
         ("bad_json", {"jpg": jpeg(picture(212)), "txt": caption(212).encode(), "json": b"{"}),
