@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 CONFIG ?= configs/quickstart.py
 
+# Test files are dealt to as many processes as there are cores, up to four (each holds up to 3 GB).
+PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
 .PHONY: train setup setup-tests chromium test test-golden test-all lint clean
 
 train: setup
@@ -14,13 +17,13 @@ train: setup
 	$(BIN)/python -m neo_jax.report --workdir=$(WORKDIR)
 
 test: setup-tests lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-golden: setup-tests
-	$(BIN)/python -m pytest -m golden
+	$(PYTEST) -m golden
 
 test-all: setup-tests lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: setup-tests
 	$(BIN)/ruff check .

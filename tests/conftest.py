@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 # Before jax is imported; commands that tests start inherit it. Tests compile the same small programs again
@@ -15,6 +15,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # The TPU compiler in libtpu is used without a TPU, and by several processes when tests run beside each other.
 os.environ["TPU_SKIP_MDS_QUERY"] = os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
+import filelock
 import hypothesis
 import jax
 import pytest
@@ -47,6 +48,13 @@ def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
             item.add_marker("golden")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Compiled programs of one test file are of no use to the next; kept, they add up to gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def golden_dir() -> Callable[[str], Path]:
     """Function from a model family ("neo", ...) to the folder of its recorded truths.
@@ -65,23 +73,34 @@ def golden_dir() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def quickstart_data() -> FrozenConfigDict:
+def shared_tmp(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all worker processes of this test run share; what is made in it is made under a lock."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def quickstart_data(shared_tmp: Path) -> FrozenConfigDict:
     """The quickstart config, its data built under the repository once and reused by later runs."""
     from data_pipelines import build
     from neo_jax import config
 
     path = ROOT / "data" / "quickstart"
     resolved = config.load(str(ROOT / "configs" / "quickstart.py"), [("data.path", str(path))])
-    build.ensure(resolved.data)
+    with filelock.FileLock(shared_tmp / "quickstart.lock"):
+        build.ensure(resolved.data)
     return resolved
 
 
 @pytest.fixture(scope="session")
-def smoke_workdir(quickstart_data: FrozenConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smoke_workdir(quickstart_data: FrozenConfigDict, shared_tmp: Path) -> Path:
     """A workdir in which `configs/quickstart.py:smoke` has been trained to its end, by its command."""
-    workdir = tmp_path_factory.mktemp("smoke") / "run"
+    workdir, done = shared_tmp / "smoke" / "run", shared_tmp / "smoke" / "done"
     config = str(ROOT / "configs" / "quickstart.py") + ":smoke"
     command = [sys.executable, "-m", "neo_jax.train", f"--config={config}", f"--workdir={workdir}"]
     command.append(f"--config.data.path={quickstart_data.data.path}")
-    subprocess.run(command, check=True, cwd=ROOT, stdin=subprocess.DEVNULL)
+    with filelock.FileLock(shared_tmp / "smoke.lock"):
+        if not done.exists():
+            subprocess.run(command, check=True, cwd=ROOT, stdin=subprocess.DEVNULL)
+            done.touch()
     return workdir
