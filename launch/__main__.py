@@ -3,8 +3,11 @@
     python -m launch render   --backend=gke --topology=v5p:4x4x4 --num_slices=2 \\
         --config=configs/neo_9b.py --image=IMAGE --name=RUN
     python -m launch validate (the same flags) [--skip_preflight]
+    python -m launch submit   (the same flags) [--skip_preflight] [--dry_run]
+    python -m launch status   --backend=gke --name=RUN
 
-`render` prints the file; `validate` checks it, the flags and the fit of the step without any cluster.
+`render` prints the file; `validate` checks it, the flags and the fit of the step without any cluster;
+`submit` validates, and then gives the file to kubectl, sbatch or gcloud.
 """
 
 import argparse
@@ -12,9 +15,9 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from launch import fit, flags, validate
+from launch import fit, flags, submit, validate
 from launch.backends import BACKENDS, Backend
-from launch.job import CAPACITIES, Job, parse_mount, target_of
+from launch.job import CAPACITIES, Job, Run, parse_mount, target_of
 from neo_jax import config as config_lib
 from neo_jax.errors import UserError, main_guard
 
@@ -41,6 +44,9 @@ _NUMBERS = {
 def main(argv: Sequence[str]) -> None:
     args = config_lib.parse(_parser(), argv)
     backend = BACKENDS[args.backend]
+    if args.command == "status":
+        submit.show(backend.status(Run(args.name, args.namespace, args.zone, args.project)))
+        return
     job = job_of(args, backend)
     text = backend.render(job)
     if args.command == "render":
@@ -48,6 +54,9 @@ def main(argv: Sequence[str]) -> None:
         return
     for line in validate.checks(job, backend.kind, text, preflight=not args.skip_preflight):
         print(line, flush=True)
+    if args.command == "submit":
+        submit.submit(backend.submit(job), text, dry_run=args.dry_run)
+        return
     print(f"{job.name}: valid")
 
 
@@ -62,12 +71,14 @@ def job_of(args: argparse.Namespace, backend: Backend) -> Job:
     if fitted:
         told = " ".join(f"--config.{field}={value}" for field, value in fitted)
         print(f"fitted to the {target.num_devices} devices of {target.name}: {told}", file=sys.stderr)
-    mounts = tuple(map(parse_mount, args.mount)) or backend.mounts
+    bare = backend.workdir_without_image if not args.image else ""
+    workdir = bare or backend.workdir
+    mounts = tuple(map(parse_mount, args.mount)) or (() if bare else backend.mounts)
     return Job(
         target=target,
         config=args.config,
         overrides=(*args.overrides, *fitted),
-        workdir=args.workdir or backend.workdir.format(name=args.name),
+        workdir=args.workdir or workdir.format(name=args.name),
         mounts=mounts,
         env=tuple(map(_variable, args.env)),
         **{name: getattr(args, name) for name in ("name", "capacity", "flags", *_TEXTS, *_NUMBERS)},
@@ -87,9 +98,17 @@ def _parser() -> argparse.ArgumentParser:
     job = _job_flags()
     commands.add_parser("render", parents=[job], help="print the file")
     checked = commands.add_parser("validate", parents=[job], help="check it without a cluster")
-    checked.add_argument(
-        "--skip_preflight", action="store_true", help="do not compile the train step, which takes minutes"
-    )
+    submitted = commands.add_parser("submit", parents=[job], help="check it and give it to the cluster")
+    for command in (checked, submitted):
+        command.add_argument(
+            "--skip_preflight", action="store_true", help="do not compile the train step, which takes minutes"
+        )
+    submitted.add_argument("--dry_run", action="store_true", help="show what would be submitted, and to what")
+    run = commands.add_parser("status", help="ask the cluster where a run stands")
+    run.add_argument("--backend", required=True, choices=BACKENDS)
+    run.add_argument("--name", required=True, help="of the run in the cluster")
+    for name in ("namespace", "zone", "project"):
+        run.add_argument(f"--{name}", default=_DEFAULTS[name], help=_TEXTS[name])
     return parser
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from launch import job as job_lib
-from launch.job import FATAL_EXIT_CODES, Job, Mount
+from launch.job import FATAL_EXIT_CODES, Job, Mount, Run
 from neo_jax.errors import UserError
 
 API_VERSION = "jobset.x-k8s.io/v1alpha2"
@@ -271,3 +271,17 @@ def _last_pod(job: Job) -> str:
     if job.target.slice.chip.platform == "gpu":
         return f"0-{job.target.num_hosts - 1}"
     return f"{job.target.num_slices - 1}-{job.target.slice.num_hosts - 1}"
+
+
+def submit(job: Job) -> list[str]:
+    """The command that takes the manifest on its stdin."""
+    return ["kubectl", "create", "--filename=-"]
+
+
+def status(run: Run) -> list[list[str]]:
+    """Commands that show where the run stands."""
+    where = f"--namespace={run.namespace}"
+    return [
+        ["kubectl", "get", "jobset", run.name, where],
+        ["kubectl", "get", "pods", f"--selector=jobset.sigs.k8s.io/jobset-name={run.name}", where],
+    ]

@@ -86,6 +86,16 @@ class Job:
         return [*module, f"--config={self.config}", f"--workdir={self.workdir}", *fields]
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is enough to find a submitted Job again."""
+
+    name: str
+    namespace: str = "default"
+    zone: str = ""
+    project: str = ""
+
+
 def target_of(topology: str, num_slices: int) -> Target:
     """Slices from flags: "v5p:4x4x4" and 2, or "h100:64", eight hosts of 8 GPUs.
 

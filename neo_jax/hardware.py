@@ -216,6 +216,11 @@ class Slice:
         return f"{self.chip.slice_name}-{self.num_chips * cores_per_chip}"
 
     @property
+    def vm_hosts(self) -> int:
+        """Hosts of that TPU VM: up to eight chips of v5e and v6e share one, where GKE has hosts of four."""
+        return 1 if self.chip.torus_axes == 2 and self.num_chips <= 8 else self.num_hosts
+
+    @property
     def machine(self) -> str:
         """The GKE machine type of its hosts; a lone v5e or v6e chip has one of its own."""
         lone = self.num_chips == 1 and self.chip.platform == "tpu"

@@ -50,6 +50,39 @@ def cases() -> dict[str, tuple[str, Job]]:
         ),
         "gke_h100_64.yaml": ("gke", job("h100:64", env=(("NCCL_DEBUG", "WARN"),))),
         "gke_b200_8.yaml": ("gke", job("b200:8", flags="none")),
+        "slurm_h100_64.sh": (
+            "slurm",
+            job(
+                "h100:64",
+                image="registry.example#neo_jax:1",
+                mounts=(Mount("$SLURM_SUBMIT_DIR", "/workdir"), Mount("/data/my corpus", "/data")),
+                queue="gpu",
+                priority="high",
+                hours=48,
+                capacity="reservation",
+                reservation="res-1",
+            ),
+        ),
+        "slurm_h200_8.sh": (
+            "slurm",
+            job("h200:8", image="", mounts=(), workdir="runs/neo-9b", env=(("GREETING", "it's"),)),
+        ),
+        "tpu_vm_v6e_4x4_x2_spot.sh": (
+            "tpu_vm",
+            job("v6e:4x4", 2, capacity="spot", zone="us-east5-b", mounts=(Mount("gs://runs", "/workdir"),)),
+        ),
+        "tpu_vm_v5p_4x4x4_reserved.sh": (
+            "tpu_vm",
+            job(
+                "v5p:4x4x4",
+                capacity="reservation",
+                reservation="res-1",
+                image="us-docker.pkg.dev/p/r/neo_jax:1",
+                zone="us-east5-a",
+                project="lab",
+                mounts=(Mount("/mnt/nfs", "/workdir"),),
+            ),
+        ),
     }
 
 
