@@ -14,21 +14,18 @@ from typing import Any
 
 import yaml
 
-from launch import job as job_lib
-from launch.job import FATAL_EXIT_CODES, Job, Mount, Run
+from launch import job as job_lib, pathways, pods
+from launch.job import Job, Run
+from launch.pods import TPU_PORTS, Manifest
 from neo_jax.errors import UserError
 
 API_VERSION = "jobset.x-k8s.io/v1alpha2"
-CONTAINER = "train"
 GPU_COORDINATOR_PORT = 6002
-TPU_PORTS = (8471, 8431, 8080)  # TPU runtime, its metrics, slice to slice
 MAX_FLEX_HOURS = 7 * 24
 TTL_S = 12 * 3600  # a finished JobSet and its logs stay this long
 
 _POD_SUFFIX = len("-abcde")  # what Kubernetes appends to the names of pods
 _MAX_NAME = 63
-
-Manifest = dict[str, Any]
 
 
 def render(job: Job) -> str:
@@ -63,7 +60,10 @@ def check(job: Job) -> None:
     job_lib.check_workdir(job)
     if not job.image:
         raise UserError("--image: GKE runs containers; name the image that holds this repository")
-    longest = _MAX_NAME - len(f"-{_replicated_job(job)}-{_last_pod(job)}") - _POD_SUFFIX
+    suffixes = [f"-{_replicated_job(job)}-{_last_pod(job)}"]
+    if job.pathways:
+        suffixes = [f"-{pathways.HEAD}-0-0", f"-{pathways.WORKER}-{_last_pod(job)}"]
+    longest = _MAX_NAME - max(map(len, suffixes)) - _POD_SUFFIX
     if len(job.name) > longest:
         raise UserError(
             f"--name={job.name}: {len(job.name)} characters; at most {longest}, so that the names of "
@@ -82,13 +82,21 @@ def check(job: Job) -> None:
         raise UserError("--hours: GKE limits the time of --capacity=flex_start only; leave it out")
     if job.placement_policy and job.target.slice.chip.platform != "tpu":
         raise UserError("--placement_policy: is for TPU node pools; leave it out")
+    if job.ramdisk and job.target.slice.chip.platform != "tpu":
+        raise UserError("--ramdisk: GKE has it for TPUs; leave it out")
+    if job.ramdisk and (not job.ramdisk.startswith("/") or job.ramdisk in [m.path for m in job.mounts]):
+        raise UserError(f"--ramdisk={job.ramdisk}: must be an absolute path that no --mount has")
+    if job.pathways:
+        pathways.check(job)
     job_lib.refuse(job, "gke", "zone", "project")
 
 
 def manifest(job: Job) -> Manifest:
     """The JobSet as plain data."""
     annotations = {}
-    if job.target.slice.num_hosts > 1:  # a child job has a node pool, which is its slice, to itself
+    if (
+        job.target.slice.num_hosts > 1 and not job.pathways
+    ):  # a child job has a node pool, which is its slice, to itself
         annotations["alpha.jobset.sigs.k8s.io/exclusive-topology"] = "cloud.google.com/gke-nodepool"
     if job.capacity == "flex_start" and job.hours:
         annotations["provreq.kueue.x-k8s.io/maxRunDurationSeconds"] = str(3600 * job.hours)
@@ -96,7 +104,7 @@ def manifest(job: Job) -> Manifest:
     return {
         "apiVersion": API_VERSION,
         "kind": "JobSet",
-        "metadata": without_empty(
+        "metadata": pods.without_empty(
             {"name": job.name, "namespace": job.namespace, "labels": labels, "annotations": annotations}
         ),
         "spec": {
@@ -112,7 +120,8 @@ def manifest(job: Job) -> Manifest:
                     }
                 ],
             },
-            "replicatedJobs": [_workers(job)],
+            "replicatedJobs": pathways.replicated_jobs(job) if job.pathways else [_workers(job)],
+            **(pathways.policies() if job.pathways else {}),
         },
     }
 
@@ -120,60 +129,26 @@ def manifest(job: Job) -> Manifest:
 def _workers(job: Job) -> Manifest:
     """The child jobs: one per slice, one for all GPU hosts."""
     gpu = job.target.slice.chip.platform == "gpu"
-    pods = job.target.num_hosts if gpu else job.target.slice.num_hosts
-    fatal = {"containerName": CONTAINER, "operator": "In", "values": sorted(FATAL_EXIT_CODES)}
+    count = job.target.num_hosts if gpu else job.target.slice.num_hosts
     return {
         "name": _replicated_job(job),
         "replicas": 1 if gpu else job.target.num_slices,
-        "template": {
-            "spec": {
-                "parallelism": pods,
-                "completions": pods,
-                "completionMode": "Indexed",
-                "backoffLimit": 0,
-                "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": fatal}]},
-                "template": pod(job, [_container(job)]),
-            }
-        },
+        "template": {"spec": pods.child_job(pods.pod(job, [_container(job)]), count)},
     }
-
-
-def pod(job: Job, containers: list[Manifest]) -> Manifest:
-    """A pod template on the job's accelerators: node, network, volumes."""
-    selector, tolerations = _node(job)
-    gcs = any(mount.kind == "gs" for mount in job.mounts)
-    return without_empty(
-        {
-            "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}} if gcs else {},
-            "spec": without_empty(
-                {
-                    "restartPolicy": "Never",
-                    "hostNetwork": True,  # the data-centre network without a bridge in between
-                    "dnsPolicy": "ClusterFirstWithHostNet",
-                    "terminationGracePeriodSeconds": job.grace_s,
-                    "priorityClassName": job.priority,
-                    "nodeSelector": selector,
-                    "tolerations": tolerations,
-                    "containers": containers,
-                    "volumes": volumes(job),
-                }
-            ),
-        }
-    )
 
 
 def _container(job: Job) -> Manifest:
     place = job.target.slice
     gpu = place.chip.platform == "gpu"
     env: list[Manifest] = [
-        {"name": name, "value": _literal(value)}
+        {"name": name, "value": pods.literal(value)}
         for name, value in job.environment(job.target.num_hosts).items()
     ]
     if gpu:
         first = f"{job.name}-{_replicated_job(job)}-0-0.{job.name}"
         env += [
             {"name": job_lib.COORDINATOR_VARIABLE, "value": f"{first}:{GPU_COORDINATOR_PORT}"},
-            from_field(
+            pods.from_field(
                 job_lib.PROCESS_ID_VARIABLE,
                 "metadata.annotations['batch.kubernetes.io/job-completion-index']",
             ),
@@ -181,85 +156,15 @@ def _container(job: Job) -> Manifest:
     resource = "nvidia.com/gpu" if gpu else "google.com/tpu"
     ports = (GPU_COORDINATOR_PORT,) if gpu else TPU_PORTS
     return {
-        "name": CONTAINER,
+        "name": pods.CONTAINER,
         "image": job.image,
-        "command": [_literal(word) for word in job.command()],
+        "command": [pods.literal(word) for word in job.command()],
         "env": env,
         "ports": [{"containerPort": port} for port in ports],
         "securityContext": {"privileged": True},  # TPU devices; locked memory
         "resources": {"limits": {resource: place.chips_per_host}},
-        "volumeMounts": volume_mounts(job),
+        "volumeMounts": pods.volume_mounts(job),
     }
-
-
-def _node(job: Job) -> tuple[dict[str, str], list[Manifest]]:
-    """Labels of the nodes, and the taints of theirs that do not matter."""
-    place = job.target.slice
-    if place.chip.platform == "gpu":
-        selector = {"cloud.google.com/gke-accelerator": place.chip.gke_accelerator}
-        tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    else:
-        selector = {
-            "cloud.google.com/gke-tpu-accelerator": place.chip.gke_accelerator,
-            "cloud.google.com/gke-tpu-topology": place.shape_text,
-            "cloud.google.com/gke-accelerator-count": str(place.chips_per_host),
-        }
-        tolerations = [{"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"}]
-    if job.placement_policy:
-        selector["cloud.google.com/placement-policy-name"] = job.placement_policy
-    if job.capacity == "spot":
-        selector["cloud.google.com/gke-spot"] = "true"
-        tolerations.append({"key": "cloud.google.com/gke-spot", "operator": "Exists", "effect": "NoSchedule"})
-    elif job.capacity == "reservation":
-        selector["cloud.google.com/reservation-name"] = job.reservation
-    elif job.capacity == "flex_start":
-        selector["cloud.google.com/gke-queued"] = "true"
-        tolerations.append(
-            {"key": "cloud.google.com/gke-queued", "operator": "Exists", "effect": "NoSchedule"}
-        )
-    return selector, tolerations
-
-
-def volumes(job: Job) -> list[Manifest]:
-    """Shared memory (Grain's workers hand batches over in it) and the mounts."""
-    shm = {"name": "shm", "emptyDir": {"medium": "Memory"}}
-    return [shm, *({"name": f"mount-{i}", **_source(mount)} for i, mount in enumerate(job.mounts))]
-
-
-def volume_mounts(job: Job) -> list[Manifest]:
-    shm = {"name": "shm", "mountPath": "/dev/shm"}
-    return [
-        shm,
-        *({"name": f"mount-{i}", "mountPath": mount.path} for i, mount in enumerate(job.mounts)),
-    ]
-
-
-def _source(mount: Mount) -> Manifest:
-    if mount.kind == "gs":
-        attributes = {
-            "bucketName": mount.name,
-            "mountOptions": "implicit-dirs",
-            "hostNetworkPodKSA": "true",  # identity of the pod, although it is on the host's network
-        }
-        return {"csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}}
-    if mount.kind == "pvc":
-        return {"persistentVolumeClaim": {"claimName": mount.name}}
-    return {"hostPath": {"path": mount.name, "type": "Directory"}}
-
-
-def from_field(name: str, path: str) -> Manifest:
-    """An environment variable that takes a field of the pod."""
-    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
-
-
-def without_empty(fields: Manifest) -> Manifest:
-    """The fields that say something: Kubernetes reads null and {} as mistakes or noise."""
-    return {key: value for key, value in fields.items() if value not in ("", {}, [], None)}
-
-
-def _literal(text: str) -> str:
-    """Kubernetes replaces $(NAME) in commands and values; what the user wrote stays as it is."""
-    return text.replace("$(", "$$(")
 
 
 def _replicated_job(job: Job) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import jsonschema
 
 from launch import crd
-from launch.gke import CONTAINER
 from launch.job import Job
+from launch.pods import CONTAINER, Manifest
 from neo_jax.errors import UserError
 
 _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # RFC 1035
@@ -19,8 +19,6 @@ _RULE_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
 _MAX_NAME = 63
 _POD_SUFFIX = "-abcde"
 _RESOURCES = {"tpu": "google.com/tpu", "gpu": "nvidia.com/gpu"}
-
-Manifest = dict[str, Any]
 
 
 def check_schema(manifest: Manifest) -> None:

@@ -2,9 +2,12 @@
 
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
+import re
 import subprocess
+from typing import Any
 
 from ml_collections import FrozenConfigDict
 
@@ -13,14 +16,18 @@ from neo_jax.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "tokenizers")
 
+# Environment variables that change what the compilers make of a run, and the name that launch/ gives them.
+_FLAGS = ("NEO_JAX_FLAGS", "LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_OPTIMIZATION_LEVEL")
+
 # Fields that say where and how a run is computed, not what: it may go on with others.
-_WHERE = ("mesh.", "train.start_timeout_s", "train.hang_timeout_s", "train.silence_timeout_s")
+_WHERE = re.compile(r"mesh\.|train\.(start|hang|silence)_timeout_s|stage\.\w+\.accumulate:")
 
 
 def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
     """Makes the folder and writes config.json into it, or checks that it belongs to the same config.
 
-    The mesh may be another one: a run goes on with any number of devices and processes.
+    The mesh may be another one: a run goes on with any number of devices and processes. The compilers' flags
+    are recorded, those of the first start and then all others that it goes on with.
 
     Raises:
         UserError: the folder holds a run of another config (the fields are listed), or is no folder.
@@ -34,12 +41,16 @@ def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
     path = workdir / "config.json"
     if path.exists():
         changes = config_lib.diff(load_config(workdir), config)
-        changes = [change for change in changes if not change.startswith(_WHERE)]
+        changes = [change for change in changes if not _WHERE.match(change)]
         if changes:
             raise UserError(
                 f"--workdir={workdir} holds a run of another config; use another, or take these back: "
                 + "; ".join(changes)
             )
+        record = json.loads(path.read_text())
+        if record.get("flags", [{}])[-1] != _flags():
+            record["flags"] = [*record.get("flags", []), _flags()]
+            _write(path, record)
         return
     record = {
         "config": json.loads(config_lib.to_json(config)),
@@ -47,7 +58,16 @@ def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "git_revision": _git_revision(),
+        "flags": [_flags()],
     }
+    _write(path, record)
+
+
+def _flags() -> dict[str, str]:
+    return {name: os.environ[name] for name in _FLAGS if name in os.environ}
+
+
+def _write(path: pathlib.Path, record: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=2) + "\n")
     partial.rename(path)

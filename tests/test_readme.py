@@ -26,13 +26,14 @@ def test_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-COMMANDS = sorted(set(re.findall(r"python -m ([\w.]+)((?: export| import| verify| ls)?)", TEXT)))
+SUBCOMMANDS = ("export", "import", "verify", "render", "validate", "submit", "status")
+COMMANDS = sorted(set(re.findall(rf"python -m ([\w.]+)((?: {'| '.join((*SUBCOMMANDS, 'ls'))})?)", TEXT)))
 
 
 @pytest.mark.parametrize(("module", "subcommand"), COMMANDS)
 def test_commands_and_their_flags_exist(module, subcommand):
     command = [sys.executable, "-m", module]
-    if subcommand.strip() in ("export", "import", "verify"):
+    if subcommand.strip() in SUBCOMMANDS:
         command.append(subcommand.strip())
     result = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

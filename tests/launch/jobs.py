@@ -49,6 +49,11 @@ def cases() -> dict[str, tuple[str, Job]]:
             job("tpu7x:4x4x8", capacity="reservation", reservation="res-1", placement_policy="cube"),
         ),
         "gke_h100_64.yaml": ("gke", job("h100:64", env=(("NCCL_DEBUG", "WARN"),))),
+        "gke_v5p_4x4x4_x2_pathways.yaml": (
+            "gke",
+            job("v5p:4x4x4", 2, pathways="gs://runs/pathways", queue="tpu-queue"),
+        ),
+        "gke_v6e_16x16_x2_ramdisk.yaml": ("gke", job("v6e:16x16", 2, ramdisk="/ramdisk")),
         "gke_b200_8.yaml": ("gke", job("b200:8", flags="none")),
         "slurm_h100_64.sh": (
             "slurm",

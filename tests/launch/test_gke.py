@@ -23,8 +23,10 @@ def test_manifests_are_valid(name):
     # The types of the Kubeflow Trainer's client are another reading of JobSet's and Kubernetes' API.
     again = models.JobsetV1alpha2JobSet.from_dict(manifest).to_dict()
     for replicated in again["spec"]["replicatedJobs"]:
-        for container in replicated["template"]["spec"]["template"]["spec"]["containers"]:
-            assert {port.pop("protocol") for port in container["ports"]} == {"TCP"}  # its default
+        pod = replicated["template"]["spec"]["template"]["spec"]
+        for container in (*pod["containers"], *pod.get("initContainers", ())):
+            for port in container.get("ports", ()):
+                assert port.pop("protocol") == "TCP"  # its default
     assert again["spec"] == manifest["spec"]
 
 
@@ -235,3 +237,25 @@ def test_what_the_user_wrote_is_not_expanded():
     ][0]
     assert container["command"][-1] == "--config.name=$$(HOME)"
     assert {"name": "A", "value": "$$(B)"} in container["env"]
+
+
+def test_pathways_gives_the_program_a_proxy():
+    """The head talks to the proxy beside it and loses no flags; the workers, slice by slice, ask the head."""
+    job = CASES["gke_v5p_4x4x4_x2_pathways.yaml"]
+    head, workers = gke.manifest(job)["spec"]["replicatedJobs"]
+    pod = head["template"]["spec"]["template"]["spec"]
+    [train] = pod["containers"]
+    environment = {variable["name"]: variable.get("value") for variable in train["env"]}
+    # Kubernetes puts a variable into those that come after it.
+    assert list(environment).index("PATHWAYS_HEAD") < list(environment).index("JAX_BACKEND_TARGET")
+    assert environment["JAX_BACKEND_TARGET"] == "grpc://$(PATHWAYS_HEAD):29000"
+    assert environment["JAX_PLATFORMS"] == "proxy" and environment["NEO_JAX_NUM_PROCESSES"] == "1"
+    assert "LIBTPU_INIT_ARGS" not in environment
+    assert train["command"][3:] == job.command()[3:]
+    compile(train["command"][2], "command", "exec")
+    assert [sidecar["restartPolicy"] for sidecar in pod["initContainers"]] == ["Always", "Always"]
+    assert "--instance_type=tpuv5:4x4x4" in pod["initContainers"][0]["args"]
+    assert "nodeSelector" not in pod
+    assert workers["replicas"] == 2 and workers["template"]["spec"]["completions"] == 16
+    [server] = workers["template"]["spec"]["template"]["spec"]["containers"]
+    assert "megascale_graph_hang_threshold" in str(server["env"])

@@ -13,8 +13,9 @@ import yaml
 from jax._src import clusters
 from jax._src.clusters import cloud_tpu_cluster
 
-from launch import gke, slurm, tpu_vm
+from launch import gke, job as job_lib, slurm, tpu_vm
 from launch.job import Job, Mount
+from neo_jax import distributed
 from tests.launch import jobs
 
 # What a test machine may have of a real cluster.
@@ -107,6 +108,11 @@ def test_tpu_pods_of_gke(topology, num_slices, processes, detect, monkeypatch):
 
 def test_gpu_pods_of_gke():
     """JAX cannot find out here, so the manifest says it in the words of neo_jax.distributed."""
+    assert (*(distributed.NUM_PROCESSES, distributed.COORDINATOR, distributed.PROCESS_ID),) == (
+        job_lib.NUM_PROCESSES_VARIABLE,
+        job_lib.COORDINATOR_VARIABLE,
+        job_lib.PROCESS_ID_VARIABLE,
+    )
     manifest = yaml.safe_load(gke.render(jobs.job("h100:64")))
     found = [environment for _, _, environment in pods(manifest)]
     assert [environment["NEO_JAX_PROCESS_ID"] for environment in found] == [str(i) for i in range(8)]

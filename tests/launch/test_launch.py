@@ -1,6 +1,8 @@
 """The command: golden files, pods that validate, flags that compilers know, mistakes in one line."""
 
+import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pytest
 from launch import __main__ as command, fit, flags, validate
 from launch.backends import BACKENDS
 from launch.job import FATAL_EXIT_CODES, target_of
-from neo_jax import config as config_lib, errors, hardware
+from neo_jax import config as config_lib, errors, hardware, workdir
 from neo_jax.errors import UserError
 from tests.launch import jobs
 from tests.launch.jobs import GOLDEN, ROOT
@@ -35,6 +37,24 @@ def test_pods_validate(topology, capsys):
     assert "manifest: has the fields of JobSet v1alpha2" in out
     assert "flags: jaxlib knows the 3" in out if "h100" in topology else "flags: libtpu knows the" in out
     assert out.endswith("n: valid\n")
+
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^\.venv/bin/python -m launch ((?:render|validate|submit) .*)$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_of_the_readme_run(line, monkeypatch, capsys):
+    assert line.startswith("submit") == line.endswith("--dry_run")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(validate, "check_flags", lambda group, job: None)  # asked for below
+    skip = [] if line.startswith("render") else ["--skip_preflight"]
+    command.main([*shlex.split(line), *skip])
+    assert "neo-9b" in capsys.readouterr().out
+
+
+def test_the_readme_shows_every_subcommand():
+    assert {line.split()[0] for line in COMMANDS} == {"render", "validate", "submit"}
 
 
 @pytest.mark.slow
@@ -91,6 +111,26 @@ def test_groups_follow_generation_and_slices():
     assert none.environment == {"NEO_JAX_FLAGS": "none"}
     assert "CUDA_DEVICE_MAX_CONNECTIONS" in flags.group("default", target_of("h200:8", 1)).environment
     assert "CUDA_DEVICE_MAX_CONNECTIONS" not in flags.group("default", target_of("b200:8", 1)).environment
+
+
+def test_a_run_records_its_flags(tmp_path, monkeypatch):
+    """The group and its flags, of the first start and of a restart with others, on other machines."""
+    spec = str(ROOT / "configs" / "neo_2b.py")
+
+    def start(topology, group_name):
+        target = target_of(topology, 1)
+        for name in ("XLA_FLAGS", "JAX_OPTIMIZATION_LEVEL"):
+            monkeypatch.delenv(name, raising=False)
+        group = flags.group(group_name, target)
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", group.text)
+        monkeypatch.setenv(flags.GROUP_VARIABLE, group.name)
+        workdir.claim(tmp_path, config_lib.load(spec, fit.fields(spec, (), target)))
+        return {"NEO_JAX_FLAGS": group_name, "LIBTPU_INIT_ARGS": group.text}
+
+    expected = [start("v5p:4x4x4", "default")]
+    start("v5p:4x4x4", "default")
+    expected.append(start("v5e:4x4", "sdc"))
+    assert json.loads((tmp_path / "config.json").read_text())["flags"] == expected
 
 
 def test_a_script_that_bash_cannot_parse_is_told():
@@ -174,6 +214,11 @@ GKE = ["--backend=gke", "--topology=v5p:4x4x4", "--image=I", "--name=n"]
         ([*GKE, "--flags=fast"], "--flags=fast: no such group; choose from default"),
         ([*GKE, "--flags=sparse_core"], "--flags=sparse_core: is for v6e and tpu7x"),
         ([*GKE, "--topology=h100:8", "--flags=sdc"], "--flags=sdc: is for TPUs"),
+        ([*GKE, "--pathways=/tmp"], "--pathways=/tmp: must be a folder in Cloud Storage"),
+        ([*GKE, "--pathways=gs://b", "--topology=h100:8"], "--pathways: is for TPUs"),
+        ([*GKE, "--pathways=gs://b", "--ramdisk=/r"], "--ramdisk: has no use with --pathways"),
+        ([*GKE, "--ramdisk=r"], "--ramdisk=r: must be an absolute path"),
+        ([*GKE, "--ramdisk=/r", "--topology=h100:8"], "--ramdisk: GKE has it for TPUs"),
         ([*GKE, "--zone=here"], "--zone: the gke backend has no such thing"),
         ([*GKE, "--topology=h100:8", "--placement_policy=p"], "--placement_policy: is for TPU node pools"),
     ],
