@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     c.family = "neo"  # whose Hugging Face layout an export has (neo_jax/convert)
     c.seed = 0  # every random stream is folded from (seed, step, purpose)
     c.init = ""  # folder of a run or of `convert import`: its newest checkpoint gives the first parameters
+    c.branch = ""  # DIR/checkpoints/STEP of a run with these stages: go on from there, optimizer and data too
     c.model = model()
     c.objectives = objectives()
     c.data = data()
@@ -172,6 +173,7 @@ def train() -> ConfigDict:
     c.eval_every = 500  # steps between held-out losses; 0 = only at the end
     c.save_every = 500  # steps between checkpoints
     c.keep_checkpoints = 2  # newest checkpoints kept
+    c.keep_steps = (0,)  # steps whose checkpoints are saved and kept besides, to branch from; 0 = none
     c.max_nonfinite_steps = 10  # steps with a non-finite loss or gradient before the run stops
     c.start_timeout_s = 3600.0  # seconds until every process has data, state and compiled programs
     c.hang_timeout_s = 900.0  # seconds without a finished step, evaluated batch or saved checkpoint: a hang
@@ -208,7 +210,8 @@ def stage(steps: int, **changes: object) -> ConfigDict:
     c.tags_share = 1.0  # share of training documents with tags; the others break off after the label's line
     c.parallel_share = 0.0  # share of training documents whose caption is predicted without seeing it (CapPa)
     c.loss_reduction = "square"  # weight of one of a document's n tokens: token 1, sample 1/n, square n**-0.5
-    c.schedule = "cosine"  # warm-up, then "cosine" or "linear" down to min_lr_ratio * peak_lr
+    c.schedule = "cosine"  # after the warm-up: "cosine" or "linear" down to min_lr_ratio * peak_lr, or "wsd"
+    c.cooldown_share = 0.2  # wsd: share of the steps, at the end, that fall there; constant before
     c.peak_lr = 1e-3  # learning rate at the end of the warm-up
     c.min_lr_ratio = 0.1  # learning rate at the last step, as a share of peak_lr
     c.warmup_steps = 100  # linear from 0 to peak_lr

@@ -19,15 +19,21 @@ from neo_jax.errors import UserError, main_guard
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints of a run. Use as a context manager: leaving waits for the last save."""
+    """The newest `keep` checkpoints of a run and those of `keep_steps`.
 
-    def __init__(self, folder: pathlib.Path, keep: int):
+    Use as a context manager: leaving waits for the last save.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int, keep_steps: Sequence[int] = ()):
         self.folder = folder
         # Orbax logs a failed save once per thread, with tracebacks; it also raises it, and that is told once.
         logging.set_verbosity(logging.FATAL)
+        policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(keep), policies.CustomSteps(keep_steps)]
+            ),
             cleanup_tmp_directories=True,  # left behind by a killed run
         )
         self._pending: ocp.AsyncResponse[bool] | None = None
@@ -80,16 +86,10 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint is damaged or does not fit.
         """
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         try:
-            state = self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
-            record = self._checkpointer.checkpointables_metadata(step).custom_metadata
-        except Exception as error:
-            raise UserError(
-                f"cannot restore checkpoint {self.folder / str(step)}: {_first_line(error)}; "
-                "delete that folder to go on from the one before"
-            ) from error
-        return state, record
+            return load(self.folder / str(step), like)
+        except UserError as error:
+            raise UserError(f"{error}; delete that folder to go on from the one before") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -109,6 +109,22 @@ class Checkpoints:
                 failure = self._failed(self._saving, failed)
         if failure is not None:
             raise failure
+
+
+def load(folder: pathlib.Path, like: Any) -> tuple[Any, dict[str, Any]]:
+    """The arrays of a checkpoint folder, with the shapes, dtypes and shardings of `like`, and its JSON
+    record.
+
+    Raises:
+        UserError: it is no checkpoint, damaged, or does not fit.
+    """
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+    try:
+        state = ocp.load_checkpointables(folder.absolute(), {"state": abstract})["state"]
+        record = ocp.checkpointables_metadata(folder.absolute()).custom_metadata
+    except Exception as error:  # Orbax raises many kinds for damaged files
+        raise UserError(f"cannot restore checkpoint {folder}: {_first_line(error)}") from error
+    return state, record
 
 
 def list_arrays(folder: pathlib.Path) -> list[str]:

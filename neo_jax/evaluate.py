@@ -78,7 +78,9 @@ def evaluate(trained: Trained, split: str) -> tuple[Scores, list[dict[str, Any]]
     config = trained.config
     locale = config.data.locales[0]
     drawings = read_captioned(config, split, locale)
-    loss = held_out_loss(config, trained.stage.config, trained.model, trained.params, split, trained.mesh)
+    loss = held_out_loss(
+        config, trained.stage.config, trained.model, trained.params, split, trained.mesh
+    ).loss
 
     queries = distinct_labels(drawings, locale, config.eval.num_candidates)
     labels = [drawing.captions[locale][0] for drawing in queries]

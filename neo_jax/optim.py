@@ -39,7 +39,29 @@ def linear(stage: ConfigDict) -> Schedule:
     return rate
 
 
-SCHEDULES = {"cosine": cosine, "linear": linear}
+def wsd(stage: ConfigDict) -> Schedule:
+    """Warm-up, stable, decay: linear from 0, constant, then a cooldown to min_lr_ratio * peak_lr.
+
+    The cooldown is "1 - sqrt" (Haegele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed
+    Training Durations"). Before it the rate does not depend on `stage.steps`: one run's checkpoints serve
+    runs of many lengths (config.branch).
+    """
+    start = cooldown_start(stage)
+
+    def rate(step: jax.Array) -> jax.Array:
+        warmup, peak, floor = stage.warmup_steps, stage.peak_lr, stage.min_lr_ratio
+        progress = jnp.clip((step - start) / max(1, stage.steps - start), 0, 1)
+        return peak * jnp.where(step < warmup, step / max(1, warmup), 1 - jnp.sqrt(progress) * (1 - floor))
+
+    return rate
+
+
+def cooldown_start(stage: ConfigDict) -> int:
+    """The step of the stage at which the cooldown of "wsd" starts; not before the warm-up ends."""
+    return max(stage.warmup_steps, stage.steps - round(stage.cooldown_share * stage.steps))
+
+
+SCHEDULES = {"cosine": cosine, "linear": linear, "wsd": wsd}
 
 
 def adamw(

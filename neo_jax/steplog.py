@@ -18,6 +18,9 @@ from neo_jax.params import ParamSpec
 from neo_jax.stages import Stage
 from neo_jax.step import Metrics
 
+SEEN = ("tokens", "visual_tokens", "supervised_tokens", "images", "documents")
+Seen = dict[str, float]  # totals of SEEN, and "flops", since the run's first step, over all processes
+
 
 class StepLog:
     """Logs the steps of one stage, each one step late, so that reading its metrics never holds up the next.
@@ -27,6 +30,7 @@ class StepLog:
         source_names: names of the entries of `source_loss`.
         step: the step the stage goes on from.
         rejected: records that earlier steps left out and no line has told of yet.
+        seen: totals of the steps before; added to.
     """
 
     def __init__(
@@ -41,12 +45,13 @@ class StepLog:
         progress: Progress,
         step: int,
         rejected: rejects_lib.Counts,
+        seen: Seen,
     ):
         self.config, self.stage, self.specs, self.trainable = config, stage, specs, trainable
         self.source_names, self.peak_flops = source_names, peak_flops
         self.writer, self.progress = writer, progress
         self.nonfinite_steps = 0
-        self.rejected = rejected
+        self.rejected, self.seen = rejected, seen
         self._pending: tuple[int, Metrics, list[Rejected]] | None = None
         self._restart(step)
 
@@ -85,7 +90,11 @@ class StepLog:
             )
         self._tokens += float(values["tokens"])
         self._images += float(values["images"])
-        self._flops += flops.train_flops(self.config.model, self.specs, self.trainable, values)
+        step_flops = flops.train_flops(self.config.model, self.specs, self.trainable, values)
+        self._flops += step_flops
+        for name in SEEN:
+            self.seen[name] = self.seen.get(name, 0) + int(values[name])
+        self.seen["flops"] = self.seen.get("flops", 0.0) + step_flops
         if step % self.config.train.log_every == 0:
             everywhere = mesh_lib.gather(self.rejected)
             line = self._line(step, values) | {"rejected": functools.reduce(rejects_lib.add, everywhere)}
@@ -115,6 +124,7 @@ class StepLog:
             "padding_share": 1 - tokens / (stage.batch_size * stage.row_tokens),
             "patch_padding_share": 1 - patches / (stage.batch_size * stage.row_patches),
             "nonfinite_steps": self.nonfinite_steps,
+            "seen": dict(self.seen),
             "perf": {
                 "steps_per_s": (step - self._from) / elapsed,
                 "tokens_per_s": self._tokens / elapsed,

@@ -19,6 +19,7 @@ from data_pipelines import rejects as rejects_lib
 from data_pipelines.dataset import open_data
 from data_pipelines.loader import AnyLoader, merge_states, train_loader
 from neo_jax import (
+    checkpoint as checkpoint_lib,
     config as config_lib,
     distributed,
     flops,
@@ -40,7 +41,7 @@ from neo_jax.metrics import MetricsWriter, NoWriter, Progress
 from neo_jax.model.transformer import Transformer
 from neo_jax.stages import Stage
 from neo_jax.step import TrainState
-from neo_jax.steplog import StepLog
+from neo_jax.steplog import Seen, StepLog
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,16 +78,22 @@ def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = F
 
     with (
         Interrupt() as interrupt,
-        Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints,
+        Checkpoints(
+            workdir / "checkpoints", config.train.keep_checkpoints, config.train.keep_steps
+        ) as checkpoints,
         jax.set_mesh(mesh),
     ):
-        step = checkpoints.latest
+        branch = pathlib.Path(config.branch) if config.branch and not checkpoints.latest else None
+        step = checkpoints.latest if branch is None else branch_step(branch, stages[-1].end)
         stage = stages_lib.at(stages, step)
         params = None if step or not config.init else start_params(config, mesh, specs)
         state = initial_state(config.seed, mesh, specs, stage, trainable[stage.name], params)
         record = None
         if step:
-            state, record = checkpoints.restore(step, state)
+            if branch is None:
+                state, record = checkpoints.restore(step, state)
+            else:
+                state, record = checkpoint_lib.load(branch, state)
             if record["data_hash"] != data_hash and not allow_data_change:
                 raise UserError(
                     f"checkpoint {step} is of data {record['data_hash']}, but the config names "
@@ -105,6 +112,15 @@ def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = F
                     step, state, code = run.stage(following, trainable[following.name], step, state, None)
     assert code is not None, "the last stage gives one"
     return code
+
+
+def branch_step(checkpoint: pathlib.Path, end: int) -> int:
+    """The step of the checkpoint that config.branch names, in a run of `end` steps."""
+    if not checkpoint.name.isdigit() or not checkpoint.is_dir():
+        raise UserError(f"config.branch: {checkpoint} is no checkpoint; name a folder DIR/checkpoints/STEP")
+    if (step := int(checkpoint.name)) >= end:
+        raise UserError(f"config.branch: {checkpoint} is not before the end of this run, step {end}")
+    return step
 
 
 def initial_state(
@@ -178,6 +194,7 @@ class Run:
     writer: MetricsWriter
     progress: Progress
     interrupt: Interrupt
+    seen: Seen = dataclasses.field(default_factory=dict)  # totals since the run's first step
 
     def enter(self, stage: Stage, trainable: frozenset[str], state: TrainState) -> TrainState:
         """The state at the start of a later stage: same parameters, fresh optimizer."""
@@ -215,6 +232,8 @@ class Run:
             self.progress.say(
                 f"stage {stage.name} {verb}: {count:,} trainable parameters, until step {stage.end}"
             )
+            if record is not None:
+                self.seen = dict(record["seen"])
             rejected = record.get("rejected", {}) if record is not None else {}
             return self.loop(stage, trainable, loader, step, state, rejected)
 
@@ -249,6 +268,7 @@ class Run:
             self.progress,
             step,
             rejected,
+            self.seen,
         )
         while True:
             at_end = step == stage.end
@@ -258,6 +278,7 @@ class Run:
             if at_end and step < self.progress.total:
                 return step, state, None  # the next stage saves this step, with its own optimizer state
             due = at_end or (step and (step == stage.start or step % train.save_every == 0))
+            due = due or step in train.keep_steps
             if due or self.interrupt.asked:
                 log.flush()
                 self.save(stage, step, state, loader, log)
@@ -288,6 +309,7 @@ class Run:
             "stage": stage.name,
             "loader": merge_states(mesh_lib.gather(loader.get_state())),
             "rejected": log.rejected,
+            "seen": dict(self.seen),
             "data_hash": self.data_hash,
             "config_hash": config_lib.config_hash(self.config),
         }
@@ -296,11 +318,13 @@ class Run:
     def evaluate(self, stage: Stage, step: int, state: TrainState) -> None:
         if not self.config.eval.splits:
             return
-        losses = {
+        held_out = {
             split: held_out_loss(self.config, stage.config, self.model, state.params, split, self.mesh)
             for split in self.config.eval.splits
         }
-        self.writer.write({"step": step, "eval": losses})
+        losses = {split: found.loss for split, found in held_out.items()}
+        by_source = {split: found.sources for split, found in held_out.items()}
+        self.writer.write({"step": step, "eval": losses, "eval_source": by_source, "seen": dict(self.seen)})
         shown = "  ".join(f"{split} {loss:.4f}" for split, loss in losses.items())
         self.progress.say(f"step {step}  held-out loss  {shown}")
 

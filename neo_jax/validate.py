@@ -51,7 +51,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.sources.*.template": ("", *TEMPLATES),
     "data.resampler": RESAMPLERS,
     "stage.*.loss_reduction": ("token", "sample", "square"),
-    "stage.*.schedule": ("cosine", "linear"),
+    "stage.*.schedule": ("cosine", "linear", "wsd"),
 }
 
 # Numbers are positive unless listed here: field -> (what the value must be, test).
@@ -75,10 +75,12 @@ _RANGES: dict[str, _Range] = {
     "data.max_rejected": _FRACTION,
     "data.sources.*.max_rejected": _FRACTION,
     "train.eval_every": _NOT_NEGATIVE,
+    "train.keep_steps": _NOT_NEGATIVE,
     "eval.num_generate": _NOT_NEGATIVE,
     "stage.*.mixture.*": _NOT_NEGATIVE,
     "stage.*.objectives.*": _NOT_NEGATIVE,
     "stage.*.min_lr_ratio": _FRACTION,
+    "stage.*.cooldown_share": _FRACTION,
     "stage.*.tags_share": _FRACTION,
     "stage.*.parallel_share": _FRACTION,
     "stage.*.warmup_steps": _NOT_NEGATIVE,
@@ -92,7 +94,7 @@ _MAY_BE_EMPTY = {"data.recipe", "data.special_tokens", "data.tokenizer", "data.q
 _MAY_BE_EMPTY |= {
     f"data.sources.*.{name}" for name in ("template", "image_fields", "text_fields", "image_root")
 }
-_MAY_BE_EMPTY |= {"init", "eval.splits", "model.attention_bias"}
+_MAY_BE_EMPTY |= {"init", "branch", "eval.splits", "model.attention_bias"}
 _MIN_CAPTION_TOKENS = 16  # a row that cannot hold one image and this much text is a mistake
 
 

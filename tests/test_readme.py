@@ -26,7 +26,7 @@ def test_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-SUBCOMMANDS = ("export", "import", "verify", "render", "validate", "submit", "status")
+SUBCOMMANDS = ("export", "import", "verify", "render", "validate", "submit", "status", "fit", "advise")
 COMMANDS = sorted(set(re.findall(rf"python -m ([\w.]+)((?: {'| '.join((*SUBCOMMANDS, 'ls'))})?)", TEXT)))
 
 

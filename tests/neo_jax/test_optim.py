@@ -41,6 +41,21 @@ def test_schedules_equal_the_recorded_ones(rules):
             np.testing.assert_allclose(rate(step), expected, rtol=1e-5, atol=1e-6 * recorded["peak_lr"])
 
 
+@pytest.mark.parametrize(("warmup", "floor"), [(7, 0.0), (0, 0.05)])  # their warm-up starts at the floor
+def test_wsd_schedule_equals_that_of_transformers(warmup, floor):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    theirs = transformers.get_wsd_schedule(
+        optimizer, warmup, 12, num_training_steps=60, decay_type="1-sqrt", min_lr_ratio=floor
+    )
+    config = stage(60, peak_lr=1e-3, warmup_steps=warmup, min_lr_ratio=floor, schedule="wsd")
+    assert optim.cooldown_start(config) == 48
+    ours = optim.SCHEDULES["wsd"](config)
+    for step in range(60):
+        np.testing.assert_allclose(ours(step), theirs.get_last_lr()[0], rtol=1e-5, atol=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
 def test_linear_schedule_equals_that_of_transformers():
     """The one SOLO tunes with; it has no floor, ours may."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-5)

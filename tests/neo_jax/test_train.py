@@ -1,5 +1,6 @@
 """The training command as a user runs it: exact resume, signals, and what it says when something is wrong."""
 
+import itertools
 import json
 import random
 import shlex
@@ -98,6 +99,46 @@ def test_killed_twice_and_resumed_equals_straight(command, tmp_path):
     again = run(command(killed))
     assert again.returncode == EXIT_OK, again.stderr
     assert_same_run(straight, killed)
+
+
+WSD = ("--config.stage.full.schedule=wsd", "--config.stage.full.cooldown_share=0.5")
+
+
+def test_a_branch_equals_a_run_of_its_own(command, tmp_path):
+    """A shorter run that starts from a longer one's checkpoint, before either cools down, is the same run."""
+    longer = (
+        "--config.stage.full.steps=14",
+        "--config.train.keep_steps=8,5",
+        *WSD,
+    )  # cools down from step 11
+    assert run(command(tmp_path / "trunk", *longer)).returncode == EXIT_OK
+    kept = {path.name for path in (tmp_path / "trunk/checkpoints").iterdir()}
+    assert kept == {"5", "8", "15", "18"}
+    assert run(command(tmp_path / "straight", *WSD)).returncode == EXIT_OK
+    branch = f"--config.branch={tmp_path}/trunk/checkpoints/8"
+    assert run(command(tmp_path / "branch", branch, *WSD)).returncode == EXIT_OK
+    assert logged(tmp_path / "branch") == [line for line in logged(tmp_path / "straight") if line["step"] > 8]
+    states = [checkpoint(tmp_path / name) for name in ("branch", "straight")]
+    assert states[0][2].pop("config_hash") != states[1][2].pop("config_hash")
+    assert states[0][2] == states[1][2]
+    import jax
+
+    jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
+    message = refused(command(tmp_path / "late", f"--config.branch={tmp_path}/trunk/checkpoints/15", *WSD))
+    assert "is not before the end of this run, step 12" in message
+    message = refused(command(tmp_path / "none", f"--config.branch={tmp_path}/trunk"))
+    assert "name a folder DIR/checkpoints/STEP" in message
+
+
+def test_totals_are_those_of_all_steps(smoke_workdir):
+    """`seen` in the last line against the lines themselves, which are of every fifth step."""
+    lines = [line for line in metrics.read(smoke_workdir / "metrics.jsonl") if "loss" in line]
+    last = lines[-1]
+    assert last["seen"]["visual_tokens"] == pytest.approx(last["patches"] * last["step"], rel=0.1)
+    assert last["seen"]["tokens"] == pytest.approx(last["tokens"] * last["step"], rel=0.1)
+    totals = [line["seen"] for line in lines]
+    for name in totals[0]:
+        assert all(a[name] < b[name] for a, b in itertools.pairwise(totals))
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(command, tmp_path):
