@@ -23,11 +23,25 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--list", action="store_true", help="only say which cells there are, and their commands"
     )
+    parser.add_argument(
+        "--launch",
+        metavar="FLAGS",
+        help="write a launcher's file per cell instead: flags of `python -m launch render` in one string, "
+        "such as --launch='--backend=slurm --topology=h100:8'",
+    )
+    parser.add_argument(
+        "--files", type=pathlib.Path, metavar="DIR", help="where to write them (default OUT/launch)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = config_lib.parse(parser, argv)
     if args.jobs < 1:
         raise UserError(f"--jobs={args.jobs}: at least 1")
     sweep = Sweep(args.sweep, cells.load(args.sweep), args.out, args.overrides)
+    if args.launch is not None:
+        from neo_jax.sweep import launcher  # needs the launcher's packages
+
+        print("\n".join(launcher.write(sweep, args.launch, args.files or args.out / "launch")))
+        return EXIT_OK
     local.check(sweep)
     if args.list:
         for cell in sweep.cells:

@@ -306,6 +306,22 @@ def test_the_command_runs_real_cells(tmp_path, quickstart_data, capfd, monkeypat
         command.main([*argv, "--config.stage.full.peak_lr=1e-3"])
 
 
+def test_launcher_files_name_the_cells_config_and_their_trunks_checkpoint(tmp_path, capsys):
+    (tmp_path / "sweep.py").write_text(SWEEP_FILE)
+    argv = [f"--sweep={tmp_path}/sweep.py", "--out=/shared/sweep", f"--files={tmp_path}/files"]
+    assert command.main([*argv, "--launch=--backend=slurm --topology=h100:1"]) == EXIT_OK
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}/files/s-d10.sh",
+        f"{tmp_path}/files/s-d5.sh after s-d10",
+    ]
+    text = (tmp_path / "files/s-d5.sh").read_text()
+    assert f"--config={tmp_path}/sweep.py:s-D5" in text
+    assert "--workdir=/shared/sweep/runs/s-D5" in text
+    assert "--config.branch=/shared/sweep/runs/s-D10/checkpoints/4" in text
+    with pytest.raises(UserError, match="--name is the cell's"):
+        command.main([*argv, "--launch=--backend=slurm --topology=h100:1 --name=x"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
