@@ -14,12 +14,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.errors import Reject
 from data_pipelines.resample import pillow, simd
 from data_pipelines.resize import RESIZES, Plan, Resize
+
+try:
+    import simplejpeg
+except ImportError:  # exported folders work without: Pillow gives the same pixels
+    simplejpeg = None
 
 # Pillow warns of metadata that it skips, a line per file. What counts is whether a file has pixels.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -110,7 +114,8 @@ class Header(NamedTuple):
 def read_header(data: bytes, name: str = "image", limits: Limits = DEFAULT_LIMITS) -> Header:
     """Reads the header only. Raises Reject, naming the image, if it is not one or beyond the limits."""
     kind = sniff(data)
-    if kind == "JPEG" and len(data) <= limits.max_bytes and data.find(b"Exif\0", 0, _EXIF_WITHIN) < 0:
+    quick = simplejpeg is not None and kind == "JPEG" and len(data) <= limits.max_bytes
+    if quick and data.find(b"Exif\0", 0, _EXIF_WITHIN) < 0:
         with contextlib.suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             _check_size(height, width, name, limits)

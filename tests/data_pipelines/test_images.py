@@ -125,7 +125,8 @@ def test_decode_scales_16_bit_grey():
     assert np.asarray(image)[0, 0].tolist() == [128, 128, 128]
 
 
-def test_fast_jpeg_pixels_are_pillows():
+def test_fast_jpeg_pixels_are_pillows(monkeypatch):
+    """Whatever decodes: where simplejpeg is not installed, Pillow does everything."""
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 256, (9, 13, 3), np.uint8)).resize((333, 211))
     for options in ({}, {"quality": 30}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}):
@@ -133,6 +134,12 @@ def test_fast_jpeg_pixels_are_pillows():
         smooth.save(file, "JPEG", **options)
         expected = np.asarray(Image.open(io.BytesIO(file.getvalue())))
         np.testing.assert_array_equal(images.decode(file.getvalue()), expected)
+        to = Resize("neo", 32, 64**2, 128**2)
+        with monkeypatch.context() as without:
+            fast = images.make_picture(file.getvalue(), to).load_patches()
+            without.setattr(images, "simplejpeg", None)
+            np.testing.assert_array_equal(images.make_picture(file.getvalue(), to).load_patches(), fast)
+            np.testing.assert_array_equal(images.decode(file.getvalue()), expected)
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
