@@ -142,7 +142,7 @@ def source(kind: str, path: str, **changes: object) -> ConfigDict:
     c.path = path  # file, folder or glob, here or behind a URL: gs://, s3://, hf://
     c.split = "train"  # "train", or one of config.eval.splits; with tfds, its own name
     c.form = "caption"  # what a record holds, one of FORMS in data_pipelines/forms.py
-    c.template = ""  # "" = data.template
+    c.template = ""  # "" = that of the stage
     c.image_fields = ()  # names of the fields that hold images; () = the usual ones
     c.text_fields = ()  # names of the fields that hold text; () = the usual ones
     c.image_root = ""  # folder or URL that image paths are relative to; "" = where the file lies
@@ -207,6 +207,8 @@ def stage(steps: int, **changes: object) -> ConfigDict:
     c.row_patches = 512  # P: image tokens per packed row
     c.min_pixels = 128 * 128  # least pixels of one image after resizing
     c.max_pixels = 128 * 128  # most pixels of one image after resizing
+    c.template = ""  # of its documents, where their source names none; "" = data.template
+    c.layout = ""  # how its images lie in the token table; "" = data.layout
     c.tags_share = 1.0  # share of training documents with tags; the others break off after the label's line
     c.parallel_share = 0.0  # share of training documents whose caption is predicted without seeing it (CapPa)
     c.loss_reduction = "square"  # weight of one of a document's n tokens: token 1, sample 1/n, square n**-0.5

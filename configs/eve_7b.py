@@ -7,9 +7,8 @@ with the alignment of image tokens to CLIP, for data that has the teacher's feat
 
 Model: the released code and Vicuna-7B-v1.5; 6.74 B parameters and 9.0 M + 21.0 M in front of them. Stages:
 the released scripts (samples per step, rates, warm-up shares, pixels) and the amounts of data of its README:
-16 M, 33 M and 665 K samples. The scripts align to CLIP in all three stages, with weight 1. Instructions have
-the template "vicuna", captions "eve_plain". EVE-HD: --config.stage.sft.max_pixels=1806336, 14,000 steps and,
-aligned, teacher_ratio 2.
+16 M, 33 M and 665 K samples. The scripts align to CLIP in all three stages, with weight 1. EVE-HD:
+--config.stage.sft.max_pixels=1806336, 14,000 steps and, aligned, teacher_ratio 2.
 
 Guesses: EVE does not pack; 64 and 32 rows of 4096 tokens hold about its 512 and 128 samples (24 x 18 tokens
 and a caption are some 560).
@@ -62,6 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.stage.sft = base.stage(
         5_200,
         mixture=ConfigDict({"instructions": 1.0}),
+        template="vicuna",
         peak_lr=2e-5,
         warmup_steps=52,
         **(shared | dict(batch_size=32)),

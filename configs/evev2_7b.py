@@ -7,8 +7,7 @@
 Model: the released code and Qwen2.5-7B-Instruct; 14,156,712,960 parameters. Stages: the released scripts
 (samples per step, rates, warm-up of 3 %, pixels, lengths) and the amounts of data of its paper: 10 M, 29 M,
 48 M, 15 M and 7.3 M samples. Its first stage trains a dense model, whose layers are then copied: an import of
-Qwen2.5 makes the copies at once, and as they stay frozen through that stage the function is the same. The
-last two stages, general_qa and instructions, have the template "evev2", captions "evev2_plain".
+Qwen2.5 makes the copies at once, and as they stay frozen through that stage the function is the same.
 
 Guesses: rows of 8192 tokens, 128 a step, hold about its 1024 samples of some 750 tokens, or 512 of twice
 that; three quarters of a row are kept for image tokens.
@@ -80,6 +79,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.stage.full = base.stage(
         29_297,
         mixture=ConfigDict({"general_qa": 1.0}),
+        template="evev2",
         peak_lr=2e-5,
         warmup_steps=879,
         **large_images,
@@ -88,6 +88,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.stage.sft = base.stage(
         14_258,
         mixture=ConfigDict({"instructions": 1.0}),
+        template="evev2",
         peak_lr=1e-5,
         warmup_steps=428,
         **large_images,

@@ -12,6 +12,7 @@ from configs import base
 
 TOKEN_SIDE = 16  # pixels per side of an image token
 IMAGE_SIDE = 48  # pixels per side of an image: 3 x 3 tokens
+TEXT_TOKENS = 96  # of a row that a cut leaves to text: more than its longest caption
 
 
 def shrink(c: ConfigDict, arg: str) -> ConfigDict:
@@ -40,13 +41,14 @@ def tiny(c: ConfigDict) -> None:
     m.embed.merge_size = min(m.embed.merge_size, 2)
     m.embed.patch_size = TOKEN_SIDE // m.embed.merge_size
     m.embed.tile_size = IMAGE_SIDE
-    m.route.visual_share = 0.0  # a row of so few documents keeps to no cut: both weights run on all tokens
     c.data.resize_canvas, c.data.resize_grid = (IMAGE_SIDE, IMAGE_SIDE), (IMAGE_SIDE // 2, TOKEN_SIDE // 2)
     c.mesh = base.mesh()
+    row_tokens = 2 * TEXT_TOKENS + 2 * m.embed.slots
+    m.route.visual_share = min(m.route.visual_share, 1 - TEXT_TOKENS / row_tokens)
     for name in c.stages:
         stage = c.stage[name]
         stage.batch_size, stage.accumulate = 4, 1
-        stage.row_tokens, stage.row_patches = 192 + 2 * m.embed.slots, 72
+        stage.row_tokens, stage.row_patches = row_tokens, 72
         stage.min_pixels = stage.max_pixels = IMAGE_SIDE**2
 
 
@@ -56,7 +58,7 @@ def smoke(c: ConfigDict) -> None:
     c.eval.splits = c.eval.splits or ("val_render",)
     for name in c.stages:
         stage = c.stage[name]
-        stage.mixture = ConfigDict({"all": 1.0})
+        stage.mixture, stage.template = ConfigDict({"all": 1.0}), ""
         stage.steps, stage.warmup_steps = (20 if name == c.stages[-1] else 10), 5
         stage.peak_lr = 2e-3
     c.train.log_every, c.train.eval_every, c.train.save_every = 5, 0, 10

@@ -13,8 +13,7 @@ Guesses: the weights of stage 2 and 3 are millions of documents, known for the f
 estimated for the others (text: one document per 1,060 tokens); 256 rows of 4096 tokens hold about 512 tuning
 samples; the warm-up of tuning (the script's 50 ticks are 6 to 7 updates on its eight devices). The script
 decays the tuning rate linearly. SOLO's own projection starts from an unpublished distilled one; here it is
-random. Its tuning has a template of its own, and closes images as it opens them: run stage `sft` by itself
-with --config.stages=sft --config.data.template=solo_sft --config.data.layout=solo_sft.
+random. Its tuning has a template of its own, and closes images as it opens them.
 """
 
 from ml_collections import ConfigDict
@@ -90,6 +89,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.stage.sft = base.stage(
         3320,
         mixture=ConfigDict({"instructions": 1.0}),
+        template="solo_sft",
+        layout="solo_sft",
         row_tokens=4096,
         row_patches=4096,
         batch_size=256,

@@ -35,10 +35,10 @@ class DocumentRules:
             tokenizer,
             resize_from_config(config, stage),
             limits=Limits(data.max_image_pixels, data.max_image_bytes, data.min_image_side, data.max_aspect),
-            template=data.template,
+            template=stage.template or data.template,
             reduction=stage.loss_reduction,
             number_images=data.number_images,
-            **table_rules(config),
+            **table_rules(config, stage),
         )
 
     def document(
@@ -112,10 +112,11 @@ class DocumentRules:
         )
 
 
-def table_rules(config: Any) -> dict[str, Any]:
-    """How a config lays documents out: arguments of text.build_document."""
+def table_rules(config: Any, stage: Any) -> dict[str, Any]:
+    """How one stage of a config lays documents out: arguments of text.build_document."""
     coords = config.model.coords
-    return {"layout": config.data.layout, "coords": coords.kind, "delta": coords.delta}
+    layout = stage.layout or config.data.layout
+    return {"layout": layout, "coords": coords.kind, "delta": coords.delta}
 
 
 def resize_from_config(config: Any, stage: Any) -> Resize:

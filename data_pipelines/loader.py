@@ -60,6 +60,8 @@ _WHAT = (
     "max_pixels",
     "tags_share",
     "parallel_share",
+    "template",
+    "layout",
 )
 
 

@@ -50,6 +50,12 @@ class Resize:
         """Raises Reject("aspect") where the family refuses pictures of that shape."""
         return RESIZES[self.rule].plan(height, width, self)
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of a picture that has max_pixels, and of its thumbnail where the rule adds one."""
+        tokens, tile = self.max_pixels // self.side**2, (self.tile // self.side) ** 2
+        return tokens + tile if RESIZES[self.rule].thumbnail and tokens > tile else tokens
+
     def for_images(self, num_images: int) -> "Resize":
         """The rule for each of a document's pictures: in NEO, several share twice the budget of one."""
         if num_images < 2 or not RESIZES[self.rule].shared:
@@ -205,6 +211,7 @@ class Rule:
     filter: Resampling = Resampling.BICUBIC
     padding: int = 0
     shared: bool = False  # the pictures of one document share a budget of pixels
+    thumbnail: bool = False  # pictures of several tiles have one more, the whole picture
     width_first: bool = False  # resize the rows' lengths before their number
 
 
@@ -216,5 +223,5 @@ RESIZES = {
     "evev2": Rule(evev2),
     "evev2_eval": Rule(evev2_eval),
     "fuyu": Rule(fuyu, Resampling.BILINEAR, padding=1),
-    "internvl": Rule(internvl),
+    "internvl": Rule(internvl, thumbnail=True),
 }

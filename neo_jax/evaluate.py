@@ -126,7 +126,7 @@ def fill_up(labels: Sequence[str], more: Sequence[str], size: int) -> list[str]:
 
 def prompts(trained: Trained, drawings: Sequence[Drawing], locale: str) -> list[Document]:
     """Every image with the prompt that it had in training."""
-    words, table = text.prompt_text(locale), documents.table_rules(trained.config)
+    words, table = text.prompt_text(locale), documents.table_rules(trained.config, trained.stage.config)
     return [
         text.prompt_document(trained.tokenizer, [trained.picture(drawing.image, drawing.id)], words, **table)
         for drawing in drawings

@@ -79,7 +79,7 @@ def prompt_document(trained: Trained, files: Sequence[bytes], names: Sequence[st
     pieces = [text.Piece(first)]
     for piece in others:
         pieces += [text.IMAGE, text.Piece(piece)]
-    table = documents.table_rules(trained.config)
+    table = documents.table_rules(trained.config, trained.stage.config)
     return text.build_document(trained.tokenizer, pictures, pieces, name="--prompt", **table)
 
 

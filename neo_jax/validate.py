@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
+from data_pipelines.documents import resize_from_config
 from data_pipelines.errors import DataError
 from data_pipelines.forms import FORMS
 from data_pipelines.layout import LAYOUTS
@@ -50,6 +51,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.sources.*.form": tuple(FORMS),
     "data.sources.*.template": ("", *TEMPLATES),
     "data.resampler": RESAMPLERS,
+    "stage.*.template": ("", *TEMPLATES),
+    "stage.*.layout": ("", *LAYOUTS),
     "stage.*.loss_reduction": ("token", "sample", "square"),
     "stage.*.schedule": ("cosine", "linear", "wsd"),
 }
@@ -95,6 +98,7 @@ _MAY_BE_EMPTY |= {
     f"data.sources.*.{name}" for name in ("template", "image_fields", "text_fields", "image_root")
 }
 _MAY_BE_EMPTY |= {"init", "branch", "eval.splits", "model.attention_bias"}
+_MAY_BE_EMPTY |= {"stage.*.template", "stage.*.layout"}
 _MIN_CAPTION_TOKENS = 16  # a row that cannot hold one image and this much text is a mistake
 
 
@@ -219,7 +223,7 @@ def _check_stage(config: FrozenConfigDict, name: str) -> None:
     stage, mesh, embed = config.stage[name], config.mesh, config.model.embed
     here = f"stage.{name}"
     token_side = embed.patch_size * embed.merge_size
-    image_tokens = stage.max_pixels // token_side**2
+    image_tokens = resize_from_config(config, stage).most_tokens
     shards = mesh.data * mesh.fsdp
 
     for pattern in stage.trainable:

@@ -11,7 +11,7 @@ from data_pipelines import images, pack, rows, text
 from data_pipelines.build.filters import text_of
 from data_pipelines.build.items import Kept, Rejected, as_json
 from data_pipelines.build.statistics import Statistics
-from data_pipelines.documents import DocumentRules, resize_from_config
+from data_pipelines.documents import DocumentRules, resize_from_config, table_rules
 from data_pipelines.errors import DataError, Reject
 from data_pipelines.overlong import POLICIES
 from data_pipelines.records import to_bytes
@@ -121,7 +121,7 @@ class Rows:
     @classmethod
     def from_config(cls, config: Any, stage: Any) -> "Rows":
         """The rows that a stage of a config would train on."""
-        data, coords = config.data, config.model.coords
+        data = config.data
         return cls(
             row_tokens=stage.row_tokens,
             row_patches=stage.row_patches,
@@ -129,10 +129,8 @@ class Rows:
             limits=images.Limits(
                 data.max_image_pixels, data.max_image_bytes, data.min_image_side, data.max_aspect
             ),
-            template=data.template,
-            layout=data.layout,
-            coords=coords.kind,
-            delta=coords.delta,
+            template=stage.template or data.template,
+            **table_rules(config, stage),
             reduction=stage.loss_reduction,
             number_images=data.number_images,
             special_tokens=tuple(data.special_tokens),

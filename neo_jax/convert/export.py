@@ -47,7 +47,7 @@ DATA_FIELDS = (
     *("template", "special_tokens", "layout", "resize", "resize_canvas", "resize_grid", "number_images"),
     *("max_image_pixels", "max_image_bytes", "min_image_side", "max_aspect"),
 )
-STAGE_FIELDS = ("min_pixels", "max_pixels", "loss_reduction")
+STAGE_FIELDS = ("min_pixels", "max_pixels", "loss_reduction", "template", "layout")
 # Special tokens that end an answer in one template or another.
 ENDS = ("<|im_end|>", "<|endoftext|>", "</s>", "|ENDOFTEXT|")
 
@@ -173,7 +173,7 @@ def model_card(config: FrozenConfigDict, num_parameters: int) -> str:
     """README.md of the folder."""
     code = config.family not in IN_TRANSFORMERS
     trust = ", trust_remote_code=True" if code else ""
-    needs = "torch, pillow and simplejpeg" if code else "torch and torchvision"
+    needs = "torch and pillow" if code else "torch and torchvision"
     return f"""---
 library_name: transformers
 pipeline_tag: image-text-to-text

@@ -148,6 +148,10 @@ def test_rules_of_a_config(rules):
     assert (made.template, made.layout, made.coords, made.reduction) == ("evev2", "evev2", "1d", "sample")
     document = made.document(example("chat"))
     assert document.loss_weights.sum() == pytest.approx(1)
+    stage.template, stage.layout = "solo_sft", "solo_sft"
+    made = DocumentRules.from_config(config, stage, rules.tokenizer)
+    assert (made.template, made.layout) == ("solo_sft", "solo_sft")
+    assert made.document(example("chat")).tokens[0] == rules.tokenizer.special_id("<vision>")
 
 
 def test_every_rule_layout_and_position_is_a_choice_of_the_config():
@@ -155,6 +159,7 @@ def test_every_rule_layout_and_position_is_a_choice_of_the_config():
 
     assert CHOICES["data.template"] == tuple(TEMPLATES)
     assert CHOICES["data.layout"] == tuple(LAYOUTS)
+    assert CHOICES["stage.*.template"] == ("", *TEMPLATES) and CHOICES["stage.*.layout"] == ("", *LAYOUTS)
     assert CHOICES["data.resize"] == tuple(RESIZES)
     assert set(CHOICES["model.coords.kind"]) == set(POSITIONS)
     assert text.REDUCTION_EXPONENTS.keys() == set(CHOICES["stage.*.loss_reduction"])

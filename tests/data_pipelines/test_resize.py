@@ -194,6 +194,7 @@ def test_internvl_tiles(height, width, most, tiles):
     assert (plan.height, plan.width) == (tiles[0] * 448, tiles[1] * 448)
     assert plan.num_grids == tiles[0] * tiles[1] + (tiles != (1, 1))
     assert (plan.rows, plan.cols) == (16, 16)
+    assert to.most_tokens == (most + (most > 1)) * 256 >= plan.num_grids * 256
 
 
 def test_tiles_are_pieces_of_the_resized_picture_and_the_thumbnail_is_all_of_it():

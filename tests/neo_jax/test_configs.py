@@ -233,6 +233,8 @@ def test_small_forms_keep_the_kinds(name):
     assert kinds(tiny) == kinds(smoke) == kinds(whole)
     assert smoke.model == tiny.model and smoke.stages == whole.stages
     assert smoke.data.layout == whole.data.layout and smoke.data.resize == whole.data.resize
+    assert all(smoke.stage[stage].layout == whole.stage[stage].layout for stage in whole.stages)
+    assert bool(tiny.model.route.visual_share) == bool(whole.model.route.visual_share)
     for field in ("pre_buffer", "sliding_window"):
         assert bool(tiny.model[field]) == bool(whole.model[field])
     assert (tiny.model.num_heads == tiny.model.num_kv_heads) == (
@@ -260,6 +262,26 @@ def test_a_step_of_the_first_stage(name):
     assert second["misrouted_tokens"] == 0 and second["nonfinite_steps"] == 0
     moved = {path for path, value in state.params.items() if not np.array_equal(value, before[path])}
     assert moved == trainable
+
+
+# Template and layout of stages where they are not those of the family's captions (specs: SOLO 1.3, EVE 2.6,
+# EVEv2 3.5).
+CHATS = {
+    ("solo_7b", "sft"): ("solo_sft", "solo_sft"),
+    ("eve_7b", "sft"): ("vicuna", "eve"),
+    ("evev2_7b", "full"): ("evev2", "evev2"),
+    ("evev2_7b", "sft"): ("evev2", "evev2"),
+}
+
+
+@pytest.mark.parametrize("name", ["solo_7b", "eve_7b", "evev2_7b"])
+def test_stages_write_documents_as_published(name):
+    config = load(name)
+    captions = {"solo_7b": "solo", "eve_7b": "eve_plain", "evev2_7b": "evev2_plain"}[name]
+    for stage in config.stages:
+        own = config.stage[stage]
+        found = own.template or config.data.template, own.layout or config.data.layout
+        assert found == CHATS.get((name, stage), (captions, config.data.layout))
 
 
 def test_the_others_are_the_same_when_small():
