@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     m.embed.kind, m.embed.norm, m.embed.tile_size = "unshuffle_mlp", False, 448
     m.embed.patch_size, m.embed.merge_size, m.embed.hidden_size = 14, 2, 2048
     backbones.full_size(c, "data/hovle", devices=64)
-    c.data.template, c.data.layout, c.data.resize = "chatml", "internvl", "internvl"
+    c.data.template, c.data.layout, c.data.resize = "internlm2", "internvl", "internvl"
 
     shared = dict(
         row_tokens=8192,

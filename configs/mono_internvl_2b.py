@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
     m.embed.patch_size, m.embed.merge_size, m.embed.hidden_size = 14, 2, 1024
     m.route.mlp, m.route.visual_share = "modality", 0.75
     backbones.full_size(c, "data/mono_internvl", devices=64)
-    c.data.template, c.data.layout, c.data.resize = "chatml", "internvl", "internvl"
+    c.data.template, c.data.layout, c.data.resize = "internlm2", "internvl", "internvl"
 
     shared = dict(
         row_tokens=8192,

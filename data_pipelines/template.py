@@ -20,6 +20,10 @@ VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+INTERNVL_SYSTEM = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
+    "是一个有用无害的人工智能助手。"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +146,22 @@ def chatml(spans: Sequence[Span], scales: Sequence[float], prompt: bool) -> list
     return [*pieces, Piece(IM_START, special=True), Piece("assistant\n")] if prompt else pieces
 
 
+def internlm2(spans: Sequence[Span], scales: Sequence[float], prompt: bool) -> list[Piece]:
+    """InternVL's "internlm2-chat": <s>, a system text, turns as in `chatml` without a newline behind them.
+
+    A turn is tokenised in one go, without blanks around its text; the answer and its <|im_end|> are learnt.
+    """
+    conversation = turns(spans)
+    if not conversation or conversation[0].role != "system":
+        conversation.insert(0, Turn("system", False, [Text(INTERNVL_SYSTEM)]))
+    pieces = [Piece(BOS, special=True)]
+    for turn in conversation:
+        pieces += [Piece(IM_START, special=True), Piece(f"{turn.role}\n")]
+        pieces += _joined(_stripped(_in_place(turn)), turn.supervised)
+        pieces.append(Piece(IM_END, turn.supervised, special=True))
+    return [*pieces, Piece(IM_START, special=True), Piece("assistant\n")] if prompt else pieces
+
+
 def vicuna(
     spans: Sequence[Span], scales: Sequence[float], prompt: bool, *, bos: str, end: str
 ) -> list[Piece]:
@@ -215,6 +235,7 @@ def fuyu(spans: Sequence[Span], scales: Sequence[float], prompt: bool) -> list[P
 TEMPLATES: dict[str, Template] = {
     "plain": plain,
     "chatml": chatml,
+    "internlm2": internlm2,
     "vicuna": functools.partial(vicuna, bos=BOS, end=EOS),
     "eve_plain": eve_plain,
     "evev2": functools.partial(vicuna, bos="", end=IM_END),
@@ -258,6 +279,16 @@ def _images_first(turn: Turn) -> list[Piece]:
     pieces = [piece for _ in images for piece in (IMAGE, Piece("\n"))]
     words = turn.text.strip()
     return [*pieces, Piece(words)] if words else pieces[:-1]
+
+
+def _stripped(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces of a turn without blanks before the first and behind the last."""
+    texts = [piece.text for piece in pieces]
+    if texts:
+        texts[0] = texts[0].lstrip()
+        texts[-1] = texts[-1].rstrip()
+    changed = [dataclasses.replace(piece, text=text) for piece, text in zip(pieces, texts, strict=True)]
+    return [piece for piece in changed if piece.text]
 
 
 def _joined(pieces: Sequence[Piece], supervised: bool) -> list[Piece]:

@@ -137,5 +137,5 @@ def pixels(hf: Mapping[str, Any]) -> tuple[int, int]:
     return tile, tile * fields.read(hf, "max_dynamic_patch", int, 6)
 
 
-DATA = {"layout": "internvl", "resize": "internvl", "template": "chatml"}
+DATA = {"layout": "internvl", "resize": "internvl", "template": "internlm2"}
 MONO_INTERNVL = Family(matches, model_changes, table, hf_config, canonical, DATA, pixels)

@@ -31,6 +31,24 @@ def spell(pieces: list[Piece], images: list[str]) -> tuple[str, list[bool], set[
     return words, learnt, borders
 
 
+# InternVL, by hand from its code (conversation.py, dataset.py: "internlm2-chat"); nothing was recorded.
+
+
+def test_internlm2_conversations():
+    spans = (Image(b""), Text("\nWhat? ", "user"), Text(" A cat.\n", "assistant", True), Text("Why?", "user"))
+    pieces = TEMPLATES["internlm2"](spans, [1.0], True)
+    words, learnt, _ = spell(pieces, ["<img>..</img>"])
+    system = f"<s><|im_start|>system\n{template.INTERNVL_SYSTEM}<|im_end|>"
+    question = "<|im_start|>user\n<img>..</img>\nWhat?<|im_end|><|im_start|>assistant\n"
+    answer, rest = "A cat.<|im_end|>", "<|im_start|>user\nWhy?<|im_end|><|im_start|>assistant\n"
+    assert words == system + question + answer + rest
+    expected = [(system + question, False), (answer, True), (rest, False)]
+    assert learnt == [flag for text, flag in expected for _ in text]
+    assert Piece("A cat.", supervised=True, joined=True) in pieces, "in one go with its header"
+    own = TEMPLATES["internlm2"]((Text("Be brief.", "system"), *spans), [1.0], False)
+    assert spell(own, [""])[0].startswith("<s><|im_start|>system\nBe brief.<|im_end|><|im_start|>user\n")
+
+
 # NEO
 
 
