@@ -73,6 +73,8 @@ def import_hf(args: argparse.Namespace) -> None:
 def verify_hf(args: argparse.Namespace) -> None:
     numbers = verify.run(args.hf, args.case)
     if not args.json:
+        for name, error in verify.layer_errors(numbers):
+            print(f"{name}: {error:.3g}")
         print(f"wrote {verify.CARD}")
     print(json.dumps(numbers))
     if not numbers["max_abs_error"] <= args.atol:

@@ -1,7 +1,9 @@
 """EVE v1 checkpoints (EVELlamaForCausalLM; specs: solo_eve_evev2_fuyu.md section 2.7).
 
 The patch aligning layer, `model.vision_tower_compressor.*`, is in checkpoints of training only; it is our
-objective distill (`heads`). The frozen CLIP teacher, stored twice beside it, is no part of the model.
+objective distill (`heads`). It takes no part in what the model computes, so an import leaves it out unless
+its config trains with it (`--config=configs/eve_7b.py:aligned`). The frozen CLIP teacher, stored twice beside
+it, is no part of the model.
 """
 
 from collections.abc import Iterator, Mapping

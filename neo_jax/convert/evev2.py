@@ -15,6 +15,14 @@ from neo_jax.errors import UserError
 PARTS = {"layernorm": "norm", "self_attn": "attention", "mlp": "mlp"}
 
 
+# Parts -> names of the modules of which a layer has a copy then.
+COPIED = {
+    "layernorm": ("input_layernorm", "post_attention_layernorm"),
+    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("mlp",),
+}
+
+
 def matches(hf: Mapping[str, Any]) -> bool:
     return hf.get("model_type") == "eve-qwen2" or "EVEQwen2ForCausalLM" in (hf.get("architectures") or ())
 
@@ -38,13 +46,19 @@ def table(model: ConfigDict) -> Iterator[Row]:
     yield from decoder(model, visual=visual_name)
 
 
+def routed_parts(hf: Mapping[str, Any]) -> set[str]:
+    """The parts of a layer, of PARTS, that image tokens have a copy of."""
+    if not fields.read(hf, "add_moe", bool, False):
+        return set()
+    parts = set(fields.read(hf, "moe_part", str, "-".join(PARTS)).split("-"))
+    if unknown := sorted(parts - set(PARTS)):
+        raise UserError(f"config.json: moe_part names {unknown[0]!r}; known are {', '.join(PARTS)}")
+    return parts
+
+
 def model_changes(hf: Mapping[str, Any]) -> dict[str, Any]:
     """Processor settings, which are in a folder of their own, default to the published ones."""
-    parts = set()
-    if fields.read(hf, "add_moe", bool, False):
-        parts = set(fields.read(hf, "moe_part", str, "-".join(PARTS)).split("-"))
-        if unknown := sorted(parts - set(PARTS)):
-            raise UserError(f"config.json: moe_part names {unknown[0]!r}; known are {', '.join(PARTS)}")
+    parts = routed_parts(hf)
     return (
         text_changes(hf)
         | {

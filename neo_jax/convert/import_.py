@@ -11,10 +11,12 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import base
+from data_pipelines import documents
 from neo_jax import config as config_lib, grow, objectives, params as params_lib, workdir as workdir_lib
 from neo_jax.convert import fields, files, ours, table
 from neo_jax.convert.families import FAMILIES, recognise
 from neo_jax.convert.files import Tensor
+from neo_jax.convert.recordings import Description
 from neo_jax.convert.table import Family, Row
 from neo_jax.errors import UserError
 from neo_jax.model.transformer import Transformer
@@ -35,8 +37,11 @@ PRE_BUFFER_OUTPUTS = re.compile(
 class Source:
     """A checkpoint folder, opened and checked: every tensor of the family's table is there in its shape."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, described: Description | None = None):
         """
+        Args:
+            described: of a recording, whose config.json is no model's (recordings.py).
+
         Raises:
             UserError: the family is unknown, or config.json and the weights disagree; file, tensor and both
                 shapes are in the message.
@@ -44,11 +49,13 @@ class Source:
         if not folder.is_dir():
             raise UserError(f"--hf={folder}: no such folder")
         self.folder = folder
-        self.hf = files.read_json(folder / "config.json")
+        self.hf = files.read_json(folder / "config.json") if described is None else described.hf
         try:
-            self.family_name = recognise(self.hf)
+            self.family_name = recognise(self.hf) if described is None else described.family
             self.family = FAMILIES[self.family_name]
             changes = self.family.model_changes(self.hf)
+            if described is not None:
+                changes |= described.changes
             if "neo_jax" in self.hf:  # exported by us: the switches that no other config.json has are there
                 model = ConfigDict(fields.section(fields.section(self.hf, "neo_jax"), "model"))
                 changes |= flatten_dict(model.to_dict(), sep=".")
@@ -57,6 +64,8 @@ class Source:
                 f"{folder / 'config.json'}: {str(error).removeprefix('config.json: ')}"
             ) from error
         self._opened = files.open_folder(folder)
+        if described is not None:
+            self._opened = {name: x for name, x in self._opened.items() if described.holds(name)}
         self.tensors = _canonical(self.family, self._opened)
         self.model = base.model()
         self.model.update_from_flattened_dict(changes)
@@ -243,16 +252,11 @@ def imported_config(source: Source) -> FrozenConfigDict:
         c.name = exported["name"]
         c.data.update(exported["data"])
     c.data.vocab_size = min(c.data.vocab_size, c.model.vocab_size - len(c.data.special_tokens))
-    image_tokens = budget[1] // (c.model.embed.patch_size * c.model.embed.merge_size) ** 2
     c.stages = ("imported",)
-    c.stage.imported = base.stage(
-        1,
-        warmup_steps=0,
-        min_pixels=budget[0],
-        max_pixels=budget[1],
-        row_patches=image_tokens,
-        row_tokens=image_tokens + 1024,
-    )
+    stage = base.stage(1, warmup_steps=0, min_pixels=budget[0], max_pixels=budget[1])
+    stage.row_patches = documents.resize_from_config(c, stage).most_tokens
+    stage.row_tokens = stage.row_patches + 1024
+    c.stage.imported = stage
     if exported is not None:
         c.stage.imported.update(exported["stage"])
     return config_lib.resolve(c)

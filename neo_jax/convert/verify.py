@@ -16,7 +16,7 @@ import numpy as np
 
 from data_pipelines import schema
 from neo_jax import params as params_lib
-from neo_jax.convert import cases
+from neo_jax.convert import cases, files, recordings
 from neo_jax.convert.cases import Case
 from neo_jax.convert.import_ import Source
 from neo_jax.errors import UserError
@@ -28,42 +28,60 @@ PROMPT = "<image>What is shown here? <image>And here?"
 PICTURE_SIZES = ((40, 90), (61, 50))  # (height, width) of its pictures
 
 
-def run(hf: pathlib.Path, case: pathlib.Path | None) -> dict[str, float]:
+def run(hf: pathlib.Path, case: pathlib.Path | None) -> dict[str, Any]:
     """Compares, and returns max_abs_error, mean_abs_error, kl and greedy_agreement over all positions.
 
+    A recording also has `layers`: the largest error of each of its hidden states (Case.hidden).
+
     Args:
-        hf: folder with config.json and safetensors.
+        hf: folder with config.json and safetensors; or a recording's, as its cases' model.
         case: a recorded case (cases.py); None: the folder's own PyTorch code, which is run.
 
     Raises:
         UserError: the folder or the case is wrong.
     """
-    source = Source(hf)
+    described = None
+    if case is not None and (hf / "config.json").is_file():
+        described = recordings.describe(files.read_json(hf / "config.json"), case.stem)
+    source = Source(hf, described)
     if case is None:
         pairs, against = torch_cases(source), "its PyTorch model in transformers"
     else:
         pairs, against = [cases.load(case, source.hf, source.model)], f"the recorded case {case.name}"
-    ours, theirs = [], []
+    ours, theirs, layers = [], [], []
     for pair in pairs:
         real = pair.batch["segment_ids"] > 0
-        ours.append(logits(source, pair.batch)[real])
+        found, hidden = outputs(source, pair.batch)
+        ours.append(found[real])
         theirs.append(pair.logits[real])
-    numbers = compare(np.concatenate(ours), np.concatenate(theirs))
+        if pair.hidden:
+            both = zip(hidden, pair.hidden, strict=True)
+            layers = [float(np.abs(x[real] - np.reshape(y, x.shape)[real]).max()) for x, y in both]
+    numbers: dict[str, Any] = compare(np.concatenate(ours), np.concatenate(theirs))
+    numbers |= {"layers": layers} if layers else {}
     write_card(source, against, len(np.concatenate(ours)), numbers)
     return numbers
 
 
-def logits(source: Source, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Ours, float32 [B, L, V]."""
-    model = Transformer(source.model)
+def outputs(source: Source, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Our logits, float32 [B, L, V], and the stream, [B, L, D] each as in Case.hidden.
+
+    Text and visual tokens keep to no budgets here, so routed layers run without a cut (model/route.py).
+    """
+    config = source.model.copy_and_resolve_references()
+    config.route.visual_share = 0.0
+    model = Transformer(config)
     params = {path: jnp.asarray(source.load(path)) for path in source.specs}
 
-    def forward(params: params_lib.Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def forward(
+        params: params_lib.Params, batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, list[jax.Array]]:
         bound = params_lib.bind(model, params)
-        return bound.logits(bound(batch))
+        final, taps = bound.taps(batch, range(config.num_layers + 1))
+        return bound.logits(final), list(taps.values())
 
     with jax.default_matmul_precision("highest"):
-        return np.asarray(jax.jit(forward)(params, dict(batch)))
+        return jax.device_get(jax.jit(forward)(params, dict(batch)))
 
 
 def compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
@@ -153,7 +171,14 @@ def as_batch(inputs: Mapping[str, np.ndarray], source: Source) -> dict[str, np.n
     }
 
 
-def write_card(source: Source, against: str, positions: int, numbers: Mapping[str, float]) -> None:
+def layer_errors(numbers: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The largest error of each recorded hidden state, with its name for people."""
+    layers = numbers.get("layers", [])
+    names = ["embeddings", *(f"after layer {i}" for i in range(1, len(layers) - 1)), "after the final norm"]
+    return [(f"largest error {name}", x) for name, x in zip(names, layers, strict=False)]
+
+
+def write_card(source: Source, against: str, positions: int, numbers: Mapping[str, Any]) -> None:
     """VERIFICATION.md beside the weights, or in the current folder where that one is read-only."""
     packages = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "numpy")]
     lines = [
@@ -168,6 +193,7 @@ def write_card(source: Source, against: str, positions: int, numbers: Mapping[st
         f"| mean difference of a logit | {numbers['mean_abs_error']:.3g} |",
         f"| KL divergence, nats a token | {numbers['kl']:.3g} |",
         f"| positions with the same likeliest token | {numbers['greedy_agreement']:.2%} |",
+        *(f"| {name} | {error:.3g} |" for name, error in layer_errors(numbers)),
         "",
         f"{datetime.date.today().isoformat()}, {', '.join(packages)}, {jax.default_backend()}",
     ]

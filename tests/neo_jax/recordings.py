@@ -1,7 +1,8 @@
-"""Recordings of the original implementations (tests/golden/FAMILY) as batches of our model.
+"""Recordings of the original implementations (tests/golden/FAMILY) against our model.
 
-A recording's arrays are laid out by its README; here they become the token table that our data layer would
-have made. Everything is read from the recording's files: no size, id or tolerance is written down in a test.
+What went in becomes a batch as the verify command reads it (neo_jax/convert/recordings.py); here are the
+tolerances, and the comparisons whose tensors every family names alike. Cases of one model are padded to one
+shape, so that each program is compiled once for all of them.
 """
 
 import functools
@@ -14,22 +15,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from safetensors.numpy import load_file
 
 from configs import base
 from data_pipelines import schema
 from neo_jax import params as params_lib
-from neo_jax.convert import table as table_lib
+from neo_jax.convert import recordings, table as table_lib
 from neo_jax.convert.families import FAMILIES, recognise
-from neo_jax.convert.table import Family
 from neo_jax.model.transformer import Transformer
 from neo_jax.objectives.ntp import cross_entropy, dense_cross_entropy
 from tests import golden_files
 
-IGNORED = -100  # label of a position that is not predicted, in every recording
-IMAGE_KINDS = (schema.PATCH, schema.SLOT, schema.SEPARATOR)
 PER_PATCH = ("patches", "patch_hw")  # fields of a batch that have P rows, not L
+Batch = Mapping[str, Any]
 
 
 def cases(family: str) -> list[Path]:
@@ -67,143 +66,158 @@ def close(actual, expected, atol: float) -> None:
     np.testing.assert_allclose(actual.reshape(expected.shape), expected, rtol=0, atol=atol)
 
 
-def uint8_pixels(normalised: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Undoes (x / 255 - mean) / std on [..., 3]; fails where a pixel was no whole number of 0..255."""
-    pixels = (normalised.astype(np.float64) * std + np.asarray(mean, np.float64)) * 255
-    whole = np.rint(pixels)
-    np.testing.assert_allclose(pixels, whole, rtol=0, atol=1e-3)
-    assert whole.min() >= 0 and whole.max() <= 255
-    return whole.astype(np.uint8)
+def described(path: Path) -> recordings.Description | None:
+    return recordings.describe(json.loads((path.parent / "config.json").read_text()), path.stem)
 
 
-def runs(kinds: np.ndarray) -> np.ndarray:
-    """Image numbers [B, L] of a row whose images are separated by text: each run of image tokens is one."""
-    of_image = np.isin(kinds, IMAGE_KINDS)
-    starts = of_image & ~np.pad(of_image, ((0, 0), (1, 0)))[:, :-1]
-    return np.where(of_image, np.cumsum(starts, axis=1), 0)
+@functools.cache
+def batch_of(path: Path) -> dict[str, np.ndarray]:
+    """The batch of a case."""
+    tensors = recordings.inputs(path)
+    recorded, made = json.loads((path.parent / "config.json").read_text()), described(path)
+    family = made.family if made else recognise(recorded)
+    config = base.model()
+    changes = FAMILIES[family].model_changes(made.hf if made else recorded) | (made.changes if made else {})
+    config.update_from_flattened_dict(changes)
+    return recordings.BATCHES[family][1](tensors, recorded, config)
 
 
-def token_table(
-    tokens: np.ndarray,
-    kinds: np.ndarray,
-    squares: Sequence[np.ndarray],
-    labels: np.ndarray,
-    segment_ids: np.ndarray | None = None,
-    positions: np.ndarray | None = None,
-    image_ids: np.ndarray | None = None,
-    patch_hw: Sequence[np.ndarray] | None = None,
-) -> dict[str, jnp.ndarray]:
-    """A batch (DESIGN section 3) with 1-D coordinates.
+def common_shape(batches) -> tuple[int, int, int]:
+    """The most rows, tokens and patches of a row."""
+    sizes = [(*batch["tokens"].shape, batch["patches"].shape[1]) for batch in batches]
+    return tuple(map(max, zip(*sizes, strict=True)))
 
-    Args:
-        tokens, kinds: [B, L].
-        squares: for each row its image tokens in order, uint8 [p, X], (y, x, rgb); p may differ.
-        labels: [B, L], the label of each position's own token, IGNORED where it is not predicted.
-        segment_ids: [B, L], document numbers, 0 = padding; all 1 where None.
-        positions: [B, L], t of each token; its index where None.
-        image_ids: [B, L]; `runs` where None.
-        patch_hw: for each row [p, 2]; zeros where None, for embeds that do not read it.
+
+def padded(batch: Batch, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """The batch with empty rows, padding behind its rows, and patches that nothing shows."""
+    B, L, P = shape
+
+    def pad(name: str, x: np.ndarray) -> np.ndarray:
+        second = P if name in (*PER_PATCH, "teacher_features") else L
+        widths = [(0, B - x.shape[0]), (0, second - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+        return np.pad(x, widths, constant_values=-1 if name == "patch_index" else 0)
+
+    return {name: pad(name, np.asarray(x)) for name, x in batch.items()}
+
+
+def one_image_a_row(images: Sequence[recordings.Grid]) -> dict[str, np.ndarray]:
+    """Images of EVE's or EVEv2's recordings, each alone in a row."""
+    ids = np.full((len(images), 1), -1)
+    labels = np.full_like(ids, recordings.IGNORED)
+    case = {"in.input_ids": ids, "in.attention_mask": np.ones_like(ids), "in.labels": labels}
+    return recordings.expanded(case, images, placeholder=-1)
+
+
+@functools.cache
+def _model(config: FrozenConfigDict) -> tuple[Transformer, dict]:
+    """One object for equal configs: compiled programs know models by identity."""
+    model = Transformer(config)
+    return model, params_lib.abstract(model)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(model: Transformer, params: Batch, batch: Batch) -> dict[str, Any]:
+    """Everything that recordings compare of one forward and backward pass.
+
+    `hidden`: embeddings, after each layer but the last, after the final norm. `losses`: (value, cross-entropy
+    of every position, gradients) of the loss as defined and of the form that training uses.
     """
-    B, L = tokens.shape
-    segment_ids = np.ones((B, L), int) if segment_ids is None else segment_ids
-    kinds = np.where(segment_ids > 0, kinds, schema.PAD)
-    shifted = np.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
-    predicts = shifted != IGNORED
-    next_segment = np.pad(segment_ids[:, 1:], ((0, 0), (0, 1)))
-    assert (segment_ids == next_segment)[predicts].all(), "a target belongs to another document"
-    is_patch = kinds == schema.PATCH
-    P = max(len(row) for row in squares)
-    patches = np.zeros((B, P, max(row.shape[-1] for row in squares)), np.uint8)
-    places = np.zeros((B, P, 2), np.int32)
-    for b, row in enumerate(squares):
-        assert len(row) == is_patch[b].sum(), "image tokens and patches differ in number"
-        if len(row):
-            patches[b, : len(row)] = row
-        if patch_hw is not None:
-            places[b, : len(row)] = patch_hw[b]
-    t = np.broadcast_to(np.arange(L), (B, L)) if positions is None else positions
-    coords = np.stack([t, np.zeros_like(t), np.zeros_like(t)], axis=-1)
-    table = {
-        "tokens": tokens,
-        "kinds": kinds,
-        "segment_ids": segment_ids,
-        "image_ids": runs(kinds) if image_ids is None else image_ids,
-        "coords": coords.astype(np.float32),
-        "targets": np.where(predicts, shifted, 0),
-        "loss_weights": predicts.astype(np.float32),
-        "patch_index": np.where(is_patch, np.cumsum(is_patch, axis=1) - 1, -1),
-        "patches": patches,
-        "patch_hw": places,
-        "source_ids": np.zeros((B, L), np.int32),
-    }
-    cast = {np.dtype(np.int64): np.int32}
-    return {name: jnp.asarray(x.astype(cast.get(x.dtype, x.dtype))) for name, x in table.items()}
+
+    def forward(params: Batch) -> Any:
+        bound = params_lib.bind(model, params)
+        final, layers = bound.hidden_states(batch)
+        hidden = [bound.embed(batch), *layers[:-1], final]
+        seen = {"hidden": hidden, "last_layer": layers[-1], "logits": bound.logits(final)}
+        return (final, bound.head_DV()), seen | {"patches": bound.patch_embed(batch)}
+
+    ends, pull, seen = jax.vjp(forward, params, has_aux=True)
+    losses, cotangents = [], []
+    for loss_fn in (dense_cross_entropy, cross_entropy):
+
+        def loss(ends: Any, loss_fn: Any = loss_fn) -> Any:
+            total, ce = loss_fn(*ends, batch["targets"], batch["loss_weights"])
+            return total / batch["loss_weights"].sum(), ce
+
+        value, cotangent = jax.value_and_grad(loss, has_aux=True)(ends)
+        losses.append(value)
+        cotangents.append(cotangent)
+    # One after the other through one backward pass.
+    gradients = jax.lax.map(lambda ends: pull(ends)[0], jax.tree.map(lambda *x: jnp.stack(x), *cotangents))
+    parts = [jax.tree.map(lambda g, i=i: g[i], gradients) for i in range(len(losses))]
+    return seen | {"losses": [(*loss, g) for loss, g in zip(losses, parts, strict=True)]}
 
 
-def rows_to_squares(rows: np.ndarray, side: int, order: str) -> np.ndarray:
-    """Flattened patches [p, 3 * side^2], "C,H,W" or "H,W,C" -> [p, side, side, 3]."""
-    if order == "C,H,W":
-        return rows.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
-    assert order == "H,W,C", order
-    return rows.reshape(-1, side, side, 3)
+@functools.partial(jax.jit, static_argnums=0)
+def decode(model: Transformer, params: Batch, documents: Batch, read: jax.Array) -> jax.Array:
+    """Logits [N, L, V] of N documents, of which read[n] tokens are read at once and the rest one by one."""
+    bound, L = params_lib.bind(model, params), documents["tokens"].shape[1]
+    unread = jnp.arange(L, dtype=jnp.int32)[None] >= read[:, None]
+    absent = {"kinds": schema.PAD, "segment_ids": 0, "image_ids": 0, "patch_index": -1}
+    prompts = documents | {name: jnp.where(unread, fill, documents[name]) for name, fill in absent.items()}
+    hidden, caches = bound.prefill(prompts, cache_size=L)
 
+    def step(carry: Any, at: jax.Array) -> tuple[Any, None]:
+        hidden, caches = carry
+        slots = jnp.clip(at, read, L - 1)[:, None]  # none but places behind the prompt is written
+        tokens = jnp.take_along_axis(documents["tokens"], slots, axis=1)
+        coords = jnp.take_along_axis(documents["coords"], slots[..., None], axis=1)
+        new, caches = bound.extend(tokens, coords, slots, caches)
+        hidden = jax.vmap(lambda h, x, slot: h.at[slot].set(x))(hidden, new[:, 0], slots[:, 0])
+        return (hidden, caches), None
 
-def prompt(batch: dict[str, jnp.ndarray], length: int) -> dict[str, jnp.ndarray]:
-    """The first `length` positions of every row; all patches stay."""
-    return {name: x if name in PER_PATCH else x[:, :length] for name, x in batch.items()}
+    (hidden, _), _ = jax.lax.scan(step, (hidden, caches), read.min() + jnp.arange(L, dtype=jnp.int32))
+    return bound.logits(hidden)
 
 
 class Recording:
     """One recorded case: what went in as a batch of ours, the model with the recorded weights, what came out.
 
-    A family's test makes its batch; the comparisons whose tensors every family names alike are here. Each
-    notes the tensors it saw, so that `uncompared` can tell whether anything recorded was left out.
+    Comparisons note the tensors they saw, so that `uncompared` can tell whether anything recorded was left
+    out.
     """
 
-    def __init__(self, path: Path, family: Family, hf: Mapping[str, Any], **changes: Any):
-        """`hf` is the model's config.json; `changes` are dotted fields of configs/base.model()."""
-        self.folder, self.family, self.hf, self.case = path.parent, family, hf, load_file(path)
+    def __init__(self, path: Path, **changes: Any):
+        """`changes`: fields of the model's config.json that are to differ from the case's."""
+        self.path, self.folder, self.case = path, path.parent, load_file(path)
+        self.recorded = json.loads((path.parent / "config.json").read_text())
+        made = described(path) or recordings.Description(recognise(self.recorded), self.recorded, {})
+        self.family, self.hf = FAMILIES[made.family], made.hf | changes
         self.config: ConfigDict = base.model()
-        self.config.update_from_flattened_dict(family.model_changes(hf) | changes)
-        self.model = Transformer(self.config)
-        self.specs = params_lib.abstract(self.model)
+        self.config.update_from_flattened_dict(self.family.model_changes(self.hf) | made.changes)
         weights = load_file(self.folder / "weights.safetensors")
-        self.weights = {name: x for name, x in weights.items() if family.canonical(name) is not None}
-        self.params = table_lib.from_hf(self.specs, family.table(self.config), self.weights)
-        self.batch: dict[str, jnp.ndarray] = {}
+        known = {name: x for name, x in weights.items() if self.family.canonical(name) is not None}
+        self.weights = {name: x for name, x in known.items() if made.holds(name)}
+        self.batch = batch_of(path)
+        self.shape = common_shape(batch_of(other) for other in cases_like(path))
         self.compared: set[str] = set()
 
-    def bound(self, params: Mapping[str, jnp.ndarray] | None = None) -> Transformer:
+    @functools.cached_property
+    def model(self) -> Transformer:
+        return _model(FrozenConfigDict(self.config))[0]
+
+    @property
+    def specs(self) -> dict:
+        return _model(FrozenConfigDict(self.config))[1]
+
+    @functools.cached_property
+    def params(self) -> dict[str, np.ndarray]:
+        return table_lib.from_hf(self.specs, self.family.table(self.config), self.weights)
+
+    def bound(self, params: Batch | None = None) -> Transformer:
         return params_lib.bind(self.model, self.params if params is None else params)
+
+    def cropped(self, x: Any) -> np.ndarray:
+        """[..., B, L, :] of a program on a padded batch, without the padding."""
+        B, L = self.batch["tokens"].shape
+        return np.asarray(x)[:B, :L]
 
     @functools.cached_property
     def outputs(self) -> dict[str, Any]:
-        """Embeddings, hidden states after every layer and after the final norm, logits, losses.
-
-        `losses` are (value, gradients) of the loss as defined and of the form that training uses.
-        """
-
-        def run(params: Mapping[str, jnp.ndarray], batch: Mapping[str, jnp.ndarray]) -> dict[str, Any]:
-            model = self.bound(params)
-            final, layers = model.hidden_states(batch)
-            losses = [
-                jax.value_and_grad(functools.partial(self._loss, loss_fn))(params, batch)
-                for loss_fn in (dense_cross_entropy, cross_entropy)
-            ]
-            return {
-                "embeds": model.embed(batch),
-                "layers": layers,
-                "final": final,
-                "logits": model.logits(final),
-                "losses": losses,
-            }
-
-        return jax.jit(run)(self.params, self.batch)
-
-    def _loss(self, loss_fn: Any, params: Mapping[str, jnp.ndarray], batch: Mapping[str, jnp.ndarray]) -> Any:
-        model, weights = self.bound(params), batch["loss_weights"]
-        total, _ = loss_fn(model(batch), model.head_DV(), batch["targets"], weights)
-        return total / weights.sum()
+        """What `run` gives, without the padding to a common shape."""
+        out = jax.device_get(run(self.model, self.params, padded(self.batch, self.shape)))
+        out |= {name: self.cropped(out[name]) for name in ("logits", "last_layer", "patches")}
+        out["hidden"] = [self.cropped(x) for x in out["hidden"]]
+        return out
 
     def close(self, name: str, actual: Any, group: str | None = None) -> None:
         """Compares with the tensor `name`; [B, L, ...] only where the row is no padding."""
@@ -215,17 +229,16 @@ class Recording:
         close(actual, expected, tolerance(self.folder, group or name))
 
     def check_hidden_states_and_logits(self) -> None:
-        out = self.outputs
-        self.close("out.inputs_embeds", out["embeds"])
-        after = [out["embeds"], *out["layers"][:-1], out["final"]]
-        assert len(after) == sum(name.startswith("out.hidden.") for name in self.case)
-        for index, hidden in enumerate(after):
-            self.close(f"out.hidden.{index}", hidden)
-        self.close("out.logits", out["logits"])
+        hidden = self.outputs["hidden"]
+        self.close("out.inputs_embeds", hidden[0])
+        assert len(hidden) == sum(name.startswith("out.hidden.") for name in self.case)
+        for index, x in enumerate(hidden):
+            self.close(f"out.hidden.{index}", x)
+        self.close("out.logits", self.outputs["logits"])
 
     def check_loss_and_gradients(self) -> None:
         """Both forms of the loss; every recorded gradient, under its HF name."""
-        for value, gradients in self.outputs["losses"]:
+        for value, _, gradients in self.outputs["losses"]:
             self.close("out.loss", value)
             self.close("out.loss_f64", value, group="out.loss")
             ours = table_lib.to_hf(self.family.table(self.config), gradients)
@@ -235,36 +248,22 @@ class Recording:
 
     def check_decoding(self) -> None:
         """Each document alone, read to its last image and continued token by token: the recorded logits."""
-        decode = jax.jit(self._decode, static_argnums=2)
-        for expected, document in self._documents():
-            images = np.flatnonzero(document["image_ids"][0])
-            read = int(images[-1]) + 1 if len(images) else 1
-            assert read < len(expected), "nothing to decode"
-            close(decode(self.params, document, read), expected, tolerance(self.folder, "out.logits"))
+        documents = list(self._documents())
+        shape = _shape_of_documents(tuple(cases_like(self.path)))
+        images = [np.flatnonzero(row["image_ids"][0]) for _, row in documents]
+        read = np.array([int(places[-1]) + 1 if len(places) else 1 for places in images], np.int32)
+        rows = [padded(row, (1, *shape[1:])) for _, row in documents]
+        joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        spare = shape[0] - len(rows)
+        logits = decode(self.model, self.params, padded(joined, shape), np.pad(read, (0, spare), mode="edge"))
+        for (expected, _), found, start in zip(documents, np.asarray(logits), read, strict=False):
+            assert start < len(expected), "nothing to decode"
+            close(found[: len(expected)], expected, tolerance(self.folder, "out.logits"))
 
-    def _decode(
-        self, params: Mapping[str, jnp.ndarray], document: Mapping[str, jnp.ndarray], read: int
-    ) -> jnp.ndarray:
-        """Logits [L, V] of one document, of which `read` tokens are read at once."""
-        model, tokens, coords = self.bound(params), document["tokens"][0], document["coords"][0]
-        hidden, caches = model.prefill(prompt(document, read), cache_size=len(tokens))
-
-        def step(caches: Any, slot: jnp.ndarray) -> tuple[Any, jnp.ndarray]:
-            at = slot[None, None]
-            hidden, caches = model.extend(tokens[at], coords[at], at, caches)
-            return caches, hidden[0, 0]
-
-        _, rest = jax.lax.scan(step, caches, jnp.arange(read, len(tokens), dtype=jnp.int32))
-        return model.logits(jnp.concatenate([hidden[0], rest]))
-
-    def _documents(self) -> Iterator[tuple[np.ndarray, dict[str, jnp.ndarray]]]:
+    def _documents(self) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """(recorded logits, batch of one row) of every document of the batch."""
-        batch = self.batch
-        for b, segments in enumerate(np.asarray(batch["segment_ids"])):
-            for segment in np.unique(segments[segments > 0]):
-                [places] = np.nonzero(segments == segment)
-                row = {k: x[b : b + 1] if k in PER_PATCH else x[b, places][None] for k, x in batch.items()}
-                yield self.case["out.logits"][b, places], row
+        for b, places, row in documents_of(self.batch):
+            yield self.case["out.logits"][b, places], row
 
     def check_round_trip(self) -> None:
         back = table_lib.to_hf(self.family.table(self.config), self.params)
@@ -286,3 +285,30 @@ class Recording:
     def uncompared(self) -> set[str]:
         """Recorded results that no comparison has looked at."""
         return {name for name in self.case if name.startswith(("out.", "grad"))} - self.compared
+
+
+def cases_like(path: Path) -> list[Path]:
+    """The cases of the same folder that hold logits."""
+    return [other for other in cases(path.parent.name) if _has_logits(other)]
+
+
+@functools.cache
+def _has_logits(path: Path) -> bool:
+    return bool({"logits", "out.logits"} & set(load_file(path)))
+
+
+def documents_of(batch: Batch) -> Iterator[tuple[int, np.ndarray, dict[str, np.ndarray]]]:
+    """(row, places in it, batch of one row) of every document of a batch; all patches of the row stay."""
+    for b, segments in enumerate(batch["segment_ids"]):
+        for segment in np.unique(segments[segments > 0]):
+            [places] = np.nonzero(segments == segment)
+            row = {k: x[b : b + 1] if k in PER_PATCH else x[b, places][None] for k, x in batch.items()}
+            yield b, places, row
+
+
+@functools.cache
+def _shape_of_documents(paths: tuple[Path, ...]) -> tuple[int, int, int]:
+    """The most documents of a case, tokens of a document and patches of a row."""
+    found = [[row for *_, row in documents_of(batch_of(path))] for path in paths]
+    _, L, P = common_shape(row for rows in found for row in rows)
+    return max(map(len, found)), L, P

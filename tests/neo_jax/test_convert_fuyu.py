@@ -19,10 +19,9 @@ from configs import base
 from data_pipelines import schema
 from data_pipelines.resize import Resize
 from neo_jax import decode, params as params_lib
-from neo_jax.convert import fuyu, table
+from neo_jax.convert import fuyu, recordings, table
 from neo_jax.convert.families import FAMILIES, recognise
 from neo_jax.model.transformer import Transformer
-from tests.neo_jax import recordings
 
 SIDE, MAX_HW, NUM_NEW = 6, (24, 36), 16
 PIECES = ["<unk>", "<s>", "|ENDOFTEXT|", "<0x04>", "|SPEAKER|", "|NEWLINE|", "\u2581", "\n"]
@@ -125,8 +124,14 @@ def inputs(tokenizer, images, text=PROMPT):
     ids = np.array([ids])
     kinds = np.where(ids == patch, schema.PATCH, np.where(ids == newline, schema.SEPARATOR, schema.TEXT))
     pixels = np.concatenate([image.reshape(-1, SIDE * SIDE * 3) for image in cut])
-    labels = np.full(ids.shape, recordings.IGNORED)
-    return ids, recordings.token_table(ids, kinds, [pixels], labels)
+    return ids, batch_of(ids, kinds, pixels)
+
+
+def batch_of(ids, kinds, pixels):
+    """Rows of one document, in which nothing is learnt; Fuyu reads no places of patches."""
+    labels, one = np.full(ids.shape, recordings.IGNORED), np.ones(ids.shape, int)
+    images = [[(pixels, np.zeros((len(pixels), 2), int))]]
+    return recordings.token_table(ids, kinds, images, labels, segment_ids=one)
 
 
 def normalised(batch, config):
@@ -180,7 +185,7 @@ def test_a_stock_model_is_read(config, tmp_path):
     ids = np.concatenate([np.full((1, 5), 4), rng.integers(5, read.vocab_size, (1, 9))], axis=1)
     kinds = np.where(ids == 4, schema.PATCH, schema.TEXT)
     pixels = rng.integers(0, 256, (5, SIDE * SIDE * 3)).astype(np.uint8)
-    batch = recordings.token_table(ids, kinds, [pixels], np.full(ids.shape, recordings.IGNORED))
+    batch = batch_of(ids, kinds, pixels)
     with torch.no_grad():
         expected = stock(input_ids=torch.from_numpy(ids), pixel_values=normalised(batch, read)).logits
     bound = params_lib.bind(model, params)

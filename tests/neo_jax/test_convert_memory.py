@@ -40,15 +40,33 @@ def peak(work):
 
 def export(source, run, out):
     out.mkdir()
-    load = ours.loader(run / "checkpoints" / "0")
+    [checkpoint] = (run / "checkpoints").iterdir()
+    load = ours.loader(checkpoint)
     files.write_folder(out, list(source.family.table(source.model)), load, max_shard=300_000_000)
 
-small, large, out = map(pathlib.Path, sys.argv[1:])
+small, large, trained, out = map(pathlib.Path, sys.argv[1:])
 export(import_.run(small, out / "small"), out / "small", out / "small_hf")
 imported = peak(lambda: import_.run(large, out / "large"))
 source = import_.Source(large)
 exported = peak(lambda: export(source, out / "large", out / "large_hf"))
-print(json.dumps({"import": imported, "export": exported}))
+exported_trained = peak(lambda: export(source, trained, out / "trained_hf"))
+print(json.dumps({"import": imported, "export": exported, "export of a trained run": exported_trained}))
+"""
+# A checkpoint as training writes it: the whole state at once, in OCDBT.
+TRAIN = """
+import pathlib, sys
+import jax.numpy as jnp
+from neo_jax import params as params_lib, stages, step
+from neo_jax.checkpoint import Checkpoints
+from neo_jax.convert import import_
+
+source = import_.Source(pathlib.Path(sys.argv[1]))
+stage = stages.plan(import_.imported_config(source))[0]
+params = {path: jnp.asarray(source.load(path)) for path in source.specs}
+trainable = params_lib.select(source.specs, ("norm/.*",))
+state = step.initial_state(params, source.specs, stage, trainable)
+with Checkpoints(pathlib.Path(sys.argv[2]) / "checkpoints", keep=1) as checkpoints:
+    checkpoints.save(1, state, {"data_hash": None})
 """
 
 
@@ -70,6 +88,14 @@ def random_checkpoint(folder, **sizes):
     return {path: 4 * int(np.prod(spec.shape)) for path, spec in specs.items()}
 
 
+def run(code, *arguments):
+    """The last line that a process prints."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return (result.stdout.splitlines() or [""])[-1]
+
+
 @pytest.mark.slow
 def test_peak_memory(tmp_path):
     """Stacked parameters count as the tensors that they are. The bytes come back as they went."""
@@ -85,14 +111,12 @@ def test_peak_memory(tmp_path):
     )
     assert sum(sizes.values()) > 1e9
     (tmp_path / "out").mkdir()
-    arguments = [str(tmp_path / name) for name in ("small", "large", "out")]
-    result = subprocess.run(
-        [sys.executable, "-c", MEASURE, *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    peaks = json.loads(result.stdout.splitlines()[-1])
+    run(TRAIN, tmp_path / "large", tmp_path / "trained")
+    peaks = json.loads(run(MEASURE, *(tmp_path / name for name in ("small", "large", "trained", "out"))))
+    assert len(peaks) == 3
     print(peaks, max(sizes.values()))
     for name, peak in peaks.items():
         assert peak <= 2 * max(sizes.values()), f"{name}: {peak:,} bytes above the mapped files"
     for file in sorted((tmp_path / "large").glob("*.safetensors*")):
-        assert file.read_bytes() == (tmp_path / "out" / "large_hf" / file.name).read_bytes()
+        for exported in ("large_hf", "trained_hf"):
+            assert file.read_bytes() == (tmp_path / "out" / exported / file.name).read_bytes()

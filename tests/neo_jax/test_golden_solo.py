@@ -1,12 +1,10 @@
 """The model against recordings of the original SOLO implementation (tests/golden/solo)."""
 
-import json
-
 import numpy as np
 import pytest
 
 from data_pipelines import schema
-from neo_jax.convert.solo import SOLO
+from neo_jax.convert.recordings import rows_to_squares
 from neo_jax.model.mask import dense
 from tests.neo_jax import recordings
 from tests.neo_jax.recordings import Recording
@@ -15,50 +13,18 @@ pytestmark = pytest.mark.golden
 CASES = recordings.cases("solo")
 
 
-def load(path):
-    hf = json.loads((path.parent / "config.json").read_text())
-    # The recorded config's window is wider than any row; the case that shows one was run with another.
-    window = {"sliding_window": hf["sliding_window_for_eager_case"]} if "sliding_window" in path.stem else {}
-    norm = {f"embed.pixel_{part}": tuple(hf["image_norm"][part]) for part in ("mean", "std")}
-    recording = Recording(path, SOLO, hf["config"], **window, **norm)
-    case, embed, ids = recording.case, recording.config.embed, hf["special_token_ids"]
-    tokens, index = case["in.input_ids"], case["in.vision_patch_indices"]
-    is_patch = index >= 0
-    np.testing.assert_array_equal(is_patch, tokens == ids["vpatch"])
-    kinds = np.full(tokens.shape, schema.TEXT)
-    kinds[is_patch], kinds[tokens == ids["vrow_sep"]] = schema.PATCH, schema.SEPARATOR
-    squares = recordings.rows_to_squares(
-        case["in.vision_patches"], embed.patch_size, hf["image_norm"]["patch_flatten_order"]
-    )
-    squares = recordings.uint8_pixels(squares, embed.pixel_mean, embed.pixel_std)
-    squares = squares.reshape(len(squares), -1)
-    positions, segment_ids = case.get("in.position_ids"), case["in.attention_mask"]
-    if positions is not None:  # packed documents: positions restart at each
-        segment_ids = np.cumsum(positions == 0, axis=1)
-    recording.batch = recordings.token_table(
-        tokens,
-        kinds,
-        [squares[row[row >= 0]] for row in index],
-        case["in.labels"],
-        segment_ids=segment_ids,
-        positions=positions,
-    )
-    return recording
-
-
 @pytest.fixture(scope="module", params=CASES, ids=lambda path: path.stem)
 def recording(request):
-    return load(request.param)
+    return Recording(request.param)
 
 
 def test_patch_embedding(recording):
     case, batch, embed = recording.case, recording.batch, recording.bound().patch_embed
-    shown = np.asarray(batch["kinds"]) == schema.PATCH
-    pixels = np.asarray(embed.pixels(batch["patches"]))[np.asarray(batch["patches"]).any(-1)]
+    pixels = np.asarray(embed.pixels(batch["patches"]))[batch["patches"].any(-1)]
     side, order = recording.config.embed.patch_size, "C,H,W"
-    recorded = recordings.rows_to_squares(case["in.vision_patches"], side, order)
-    recordings.close(pixels, recorded, atol=2e-6)
-    recording.close("out.vision_embeds", np.asarray(embed(batch))[shown])
+    assert recording.recorded["image_norm"]["patch_flatten_order"] == order
+    recordings.close(pixels, rows_to_squares(case["in.vision_patches"], side, order), atol=2e-6)
+    recording.close("out.vision_embeds", recording.outputs["patches"][batch["kinds"] == schema.PATCH])
 
 
 def test_attention_mask(recording):

@@ -18,10 +18,21 @@ from neo_jax.convert.export import export
 from neo_jax.errors import UserError
 from neo_jax.model.transformer import Transformer
 from tests import golden_files
+from tests.neo_jax import recordings
 from tests.neo_jax.test_convert_backbones import saved
 
 ROOT = Path(__file__).parents[2]
 CASES = sorted((golden_files.ROOT / "neo").glob("case*.safetensors"))
+# Of the other families, whose folders `verify` reads as they are: a case of every model that was recorded.
+OTHERS = [
+    ("solo", "packed"),
+    ("solo", "sliding_window"),
+    ("fuyu", "left_padded"),
+    ("eve", "train_pal"),
+    ("evev2", "padded_textonly"),
+    ("evev2", "dense_stage0"),
+    ("evev2", "shared_norms"),
+]
 
 
 @pytest.fixture
@@ -43,8 +54,25 @@ def test_recorded_cases(neo_folder, case, capsys):
     numbers = run(capsys, f"--hf={neo_folder}", f"--case={case}")
     assert numbers["max_abs_error"] < 1e-4 and numbers["mean_abs_error"] < 1e-5
     assert abs(numbers["kl"]) < 1e-9 and numbers["greedy_agreement"] == 1
+    assert len(numbers["layers"]) == import_.Source(neo_folder).model.num_layers + 1
+    assert max(numbers["layers"]) < 1e-4
     card = (neo_folder / verify.CARD).read_text()
     assert case.name in card and f"{len(load_file(case)['input_ids'])} positions" in card
+
+
+@pytest.mark.parametrize(("family", "name"), OTHERS, ids=lambda part: part)
+def test_recordings_of_every_family(golden_dir, family, name, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(verify, "write_card", lambda *_: None)  # recordings stay as they are
+    folder = golden_dir(family)
+    case = next(path for path in recordings.cases(family) if name in path.name and path.parent == folder)
+    main(["verify", f"--hf={folder}", f"--case={case}"])
+    *lines, _, numbers = capsys.readouterr().out.splitlines()
+    numbers = json.loads(numbers)
+    assert numbers["max_abs_error"] < 1e-4 and numbers["mean_abs_error"] < 1e-5
+    assert abs(numbers["kl"]) < 1e-9 and numbers["greedy_agreement"] == 1
+    recorded = sum(tensor.startswith("out.hidden.") for tensor in load_file(case))
+    assert len(numbers["layers"]) == len(lines) == recorded and max(numbers["layers"]) < 1e-4
+    assert lines[0].startswith("largest error embeddings") and "final norm" in lines[-1]
 
 
 def test_a_wrong_weight_fails(neo_folder, capsys):
@@ -61,10 +89,12 @@ def test_token_tables_are_cases_of_any_family(neo_folder, tmp_path, capsys):
     source = import_.Source(neo_folder)
     case = cases.load(CASES[0], source.hf, source.model)
     # save_file writes the memory of an array, whatever its strides.
-    tensors = {name: np.ascontiguousarray(x) for name, x in (case.batch | {"logits": case.logits}).items()}
+    fields = {name: case.batch[name] for name in cases.TABLE} | {"logits": case.logits}
+    tensors = {name: np.ascontiguousarray(x) for name, x in fields.items()}
     save_file(tensors, tmp_path / "table.safetensors")
     table = run(capsys, f"--hf={neo_folder}", f"--case={tmp_path / 'table.safetensors'}")
-    assert table == run(capsys, f"--hf={neo_folder}", f"--case={CASES[0]}")
+    recorded = run(capsys, f"--hf={neo_folder}", f"--case={CASES[0]}")
+    assert table | {"layers": recorded["layers"]} == recorded
 
 
 def test_against_transformers(tmp_path, capsys):
@@ -76,7 +106,7 @@ def test_against_transformers(tmp_path, capsys):
     original = import_.Source(tmp_path / "hf")
     model.save_pretrained(tmp_path / "other")
     [theirs] = verify.torch_cases(import_.Source(tmp_path / "other"))
-    assert verify.compare(verify.logits(original, theirs.batch), theirs.logits)["max_abs_error"] > 1e-3
+    assert verify.compare(verify.outputs(original, theirs.batch)[0], theirs.logits)["max_abs_error"] > 1e-3
 
 
 def test_numbers():
@@ -98,7 +128,9 @@ def test_what_it_says(neo_folder, tmp_path, capsys):
     tensors = load_file(CASES[0])
     for change, message in [
         ({"logits": None}, "has no logits to compare with"),
-        ({"grid_hw": None}, "neither a token table .* nor a recording of NEO"),
+        ({"seq_boundaries": None}, "neither a token table .* nor a recording of neo"),
+        ({"grid_hw": None}, "a recording of neo without 'grid_hw'"),
+        ({"pixel_values": tensors["pixel_values"] + 0.001}, "no whole numbers of 0..255"),
         (
             {"logits": tensors["logits"][:, :9].copy()},
             r"logits have shape \(1, \d+, 9\), not \(1, \d+, 320\)",
@@ -115,8 +147,9 @@ def test_what_it_says(neo_folder, tmp_path, capsys):
 
 
 def test_exported_native_model(tmp_path, capsys):
-    """Text and two images, through the folder's own processor and PyTorch code."""
-    config = config_lib.load(f"{ROOT}/configs/neo_2b.py:tiny")
+    """Text and two images, through the folder's own processor and PyTorch code; of a model that routes."""
+    config = config_lib.load(f"{ROOT}/configs/evev2_7b.py:tiny")
+    assert config.model.route.visual_share
     specs = params_lib.abstract(Transformer(config.model))
     params = jax.device_get(params_lib.init(specs, jax.random.key(0)))
     vocabulary = text.train_tokenizer(["what is shown here? and here? " * 3], 300)
