@@ -126,9 +126,9 @@ def inputs(path: pathlib.Path) -> dict[str, np.ndarray]:
     tensors = {name: tensor.read() for name, tensor in files.read_header(path).items()}
     others = path.parent.glob("case*.safetensors")
     shorter = [other for other in others if path.stem.startswith(f"{other.stem}_")]
-    if "in.input_ids" in tensors and "in.image.0" not in tensors and shorter:
+    if family_of(tensors) is None and shorter:
         base = inputs(max(shorter, key=lambda other: len(other.stem)))
-        return {name: x for name, x in base.items() if name.startswith("in.image.")} | tensors
+        return {name: x for name, x in base.items() if name.startswith("in.")} | tensors
     return tensors
 
 
