@@ -1,4 +1,4 @@
-"""IsoFLOP sweep of tiny NEOs on the quickstart's data: six sizes at four budgets, 24 runs from six trunks.
+"""IsoFLOP sweep of tiny NEOs on the quickstart's data: seven sizes at four budgets, from seven trunks.
 
 python -m neo_jax.sweep --sweep=configs/sweeps/quickstart.py --out=runs/sweeps/quickstart
 python -m neo_jax.scaling fit --results=runs/sweeps/quickstart --out=runs/sweeps/quickstart/scaling
@@ -11,6 +11,7 @@ from neo_jax.sweep import cells, grids
 
 # Depth and rate go with the width; rates fall about as width**-0.5 from the quickstart's 3e-3 at 128.
 SIZES = [
+    grids.size("w8", width=8, layers=2, heads=1, pre_buffer=1, peak_lr=1e-2),
     grids.size("w12", width=12, layers=2, heads=1, pre_buffer=1, peak_lr=9e-3),
     grids.size("w16", width=16, layers=2, heads=2, pre_buffer=1, peak_lr=8e-3),
     grids.size("w24", width=24, layers=2, heads=2, pre_buffer=1, peak_lr=7e-3),

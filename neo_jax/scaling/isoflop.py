@@ -60,7 +60,8 @@ class PowerLaw:
     def through(cls, x: Sequence[float] | Array, y: Sequence[float] | Array) -> "PowerLaw":
         """By least squares of the logarithms."""
         exponent, constant = np.polyfit(np.log(x), np.log(y), 1)
-        return cls(float(np.exp(constant)), float(exponent))
+        with np.errstate(over="ignore"):  # of a slope that means nothing
+            return cls(float(np.exp(constant)), float(exponent))
 
     def as_dict(self) -> dict[str, float]:
         return dataclasses.asdict(self)

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from ml_collections import FrozenConfigDict
 
@@ -126,6 +125,7 @@ def run(
         say(f"{total - len(waiting)} of {total} cells have ended before")
     running: dict[str, tuple[Cell, subprocess.Popen[bytes], float]] = {}
     asked: list[int] = []
+    stopping = False
     before = {
         number: signal.signal(number, lambda number, _: asked.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -135,7 +135,7 @@ def run(
             if asked:
                 for _, process, _ in running.values():
                     process.send_signal(signal.SIGTERM)
-                asked[:], waiting = [], []
+                asked[:], waiting, stopping = [], [], True
             for cell in list(waiting):
                 trunk = ending(sweep.out / "runs" / cell.trunk) if cell.trunk else Ending(DONE)
                 if trunk.status not in (DONE, UNFINISHED):
@@ -153,6 +153,8 @@ def run(
                 if code is None:
                     continue
                 del running[name]
+                if stopping and code < 0:  # before it could save, by our signal or the one that we got
+                    code = EXIT_INTERRUPTED
                 found = _ended(sweep.workdir(cell), code, time.monotonic() - began)
                 left = len(waiting) + len(running)
                 say(f"{name} {found.status} after {found.seconds:.0f} s, {left} to go{_because(found)}")
@@ -211,14 +213,3 @@ def _record(workdir: pathlib.Path, found: Ending) -> None:
 
 def _because(found: Ending) -> str:
     return f": {found.message}" if found.message else ""
-
-
-def counts(sweep: Sweep) -> dict[str, Any]:
-    """How many cells ended in which way, and the names of those that did not end well."""
-    endings = {cell.name: ending(sweep.workdir(cell)).status for cell in sweep.cells}
-    by_status: dict[str, list[str]] = {}
-    for name, status in endings.items():
-        by_status.setdefault(status, []).append(name)
-    return {status: len(names) for status, names in by_status.items()} | {
-        "not_done": {name: status for name, status in endings.items() if status != DONE}
-    }
