@@ -118,7 +118,7 @@ def _job_flags() -> argparse.ArgumentParser:
     job.add_argument("--backend", required=True, choices=BACKENDS)
     config_lib.add_flag(job, required=True)
     job.add_argument("--name", required=True, help="of the run in the cluster")
-    job.add_argument("--topology", required=True, help="v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:4x4x8, h100:64")
+    job.add_argument("--topology", required=True, help="such as v5p:4x4x4, v6e:16x16, h100:64 or cpu:2")
     job.add_argument("--num_slices", type=int, default=1, help="slices joined by the data-centre network")
     job.add_argument(
         "--workdir", default="", help="folder that all machines share; by default one of its own"

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from launch import gke, slurm, tpu_vm
+from launch import gke, slurm, this_machine, tpu_vm
 from launch.job import Job, Mount, Run
 
 
@@ -36,4 +36,7 @@ BACKENDS: Mapping[str, Backend] = {
         workdir_without_image="runs/{name}",
     ),
     "tpu_vm": Backend(tpu_vm.render, "shell", tpu_vm.submit, tpu_vm.status),
+    "local": Backend(
+        this_machine.render, "shell", this_machine.submit, this_machine.status, workdir="runs/{name}"
+    ),
 }

@@ -104,9 +104,9 @@ def group(name: str, target: Target) -> Group:
         raise UserError(f"--flags={name}: no such group; choose from {', '.join(GROUPS)}")
     chip = target.slice.chip
     variable = "LIBTPU_INIT_ARGS" if chip.platform == "tpu" else "XLA_FLAGS"
-    if name == "none":
+    if name == "none" or (name == "default" and chip.platform == "cpu"):
         return Group(name, variable, {}, {})
-    if chip.platform == "gpu":
+    if chip.platform != "tpu":
         return _gpu(name, chip)
     flags = dict(_LATENCY_HIDING)
     if chip.name == "v5e":

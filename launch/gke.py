@@ -57,6 +57,8 @@ class _Dumper(yaml.SafeDumper):
 def check(job: Job) -> None:
     """What GKE demands of a Job. Raises UserError."""
     job_lib.check(job)
+    if job.target.slice.chip.platform == "cpu":
+        raise UserError(f"--backend=gke: {job.target.name} is no accelerator; use --backend=local")
     job_lib.check_workdir(job)
     if not job.image:
         raise UserError("--image: GKE runs containers; name the image that holds this repository")

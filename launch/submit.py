@@ -3,9 +3,11 @@
 Nothing here is retried or guessed: what the command says is what the user sees.
 """
 
+import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 
 from neo_jax.errors import UserError
@@ -36,6 +38,8 @@ def show(commands: Sequence[Sequence[str]]) -> None:
 def _run(argv: Sequence[str], text: str) -> None:
     if shutil.which(argv[0]) is None:
         raise UserError(f"{argv[0]} is not here: install it, or `render` the file and submit it elsewhere")
-    code = subprocess.run(argv, input=text, text=True).returncode
+    # A script's `python` is the one that runs this.
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
+    code = subprocess.run(argv, input=text, text=True, env={**os.environ, "PATH": path}).returncode
     if code:
         raise UserError(f"{shlex.join(argv)} failed with exit code {code}; what it said is above")

@@ -52,7 +52,8 @@ def checks(job: Job, kind: str, text: str, *, preflight: bool) -> Iterator[str]:
     if not preflight:
         yield "preflight: left out"
     elif job.target.slice.chip.platform != "tpu":
-        yield "preflight: left out, as programs for GPUs cannot be compiled without one"
+        kind = job.target.slice.chip.platform.upper()
+        yield f"preflight: left out, as it compiles for TPUs only, not for a {kind}"
     else:
         yield f"preflight: {check_preflight(job, group)}"
 

@@ -19,7 +19,7 @@ class Chip:
     """One generation. `gke_*` and `topology_prefix` are empty for what GKE or XLA does not name that way."""
 
     name: str
-    platform: str  # "tpu" or "gpu"
+    platform: str  # "tpu", "gpu" or "cpu"
     peak_bf16: float  # FLOP/s
     peak_int8: float  # operations/s
     hbm_bytes: float  # memory that a program may use
@@ -168,6 +168,18 @@ CHIPS = {
             gke_machine="a4-highgpu-8g",
             device_kind="NVIDIA B200",
         ),
+        # Simulated devices for runs on one machine, each in a process of its own; of unknown speed.
+        Chip(
+            name="cpu",
+            platform="cpu",
+            peak_bf16=0.0,
+            peak_int8=0.0,
+            hbm_bytes=0.0,
+            hbm_bandwidth=0.0,
+            ici_bandwidth=0.0,
+            dcn_bandwidth=0.0,
+            chips_per_host=1,
+        ),
     )
 }
 
@@ -271,7 +283,9 @@ def check_offered(found: Slice) -> None:
         UserError: it is not; the message gives the rule.
     """
     chip, shape = found.chip, found.shape
-    if chip.platform == "gpu":
+    if chip.platform == "cpu":
+        offered, rule = found.num_chips <= 64, "processes of one machine are at most 64"
+    elif chip.platform == "gpu":
         offered = found.num_chips in (1, 2, 4, 8)
         rule = f"hosts have {chip.chips_per_host} GPUs; name 1, 2, 4 or 8 of them, or a multiple of 8"
     elif chip.torus_axes == 2:
@@ -320,5 +334,6 @@ def of_device(device_kind: str) -> Chip | None:
 
     "TPU v5" is v5p and "TPU v5 lite" v5e, so the longest name that fits counts.
     """
-    fitting = [chip for chip in CHIPS.values() if device_kind.startswith(chip.device_kind)]
+    known = [chip for chip in CHIPS.values() if chip.device_kind]
+    fitting = [chip for chip in known if device_kind.startswith(chip.device_kind)]
     return max(fitting, key=lambda chip: len(chip.device_kind), default=None)

@@ -72,6 +72,7 @@ def cases() -> dict[str, tuple[str, Job]]:
             "slurm",
             job("h200:8", image="", mounts=(), workdir="runs/neo-9b", env=(("GREETING", "it's"),)),
         ),
+        "local_cpu_2.sh": ("local", job("cpu:2", image="", mounts=(), workdir="runs/neo-9b")),
         "tpu_vm_v6e_4x4_x2_spot.sh": (
             "tpu_vm",
             job("v6e:4x4", 2, capacity="spot", zone="us-east5-b", mounts=(Mount("gs://runs", "/workdir"),)),

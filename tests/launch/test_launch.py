@@ -175,6 +175,8 @@ GKE = ["--backend=gke", "--topology=v5p:4x4x4", "--image=I", "--name=n"]
         ([*GKE, "--topology=v5p:16x16x32"], "not offered; .* up to 6144 chips"),
         ([*GKE, "--topology=v6e:4x16"], "topology v6e:4x16: not offered; 2-D slices are 1x1, 2x2"),
         ([*GKE, "--topology=h100:12"], "topology h100:12: not offered; hosts have 8 GPUs"),
+        ([*GKE, "--topology=cpu:2"], "--backend=gke: cpu:2 is no accelerator; use --backend=local"),
+        ([*GKE, "--topology=cpu:65"], "processes of one machine are at most 64"),
         ([*GKE, "--num_slices=0"], "--num_slices=0: must be at least 1"),
         (
             [*GKE, "--config.mesh.tensor=3"],

@@ -13,18 +13,20 @@ SUBMIT = {
     "gke": ["kubectl", "create", "--filename=-"],
     "slurm": ["sbatch", "--parsable"],
     "tpu_vm": ["bash", "-s"],
+    "local": ["bash", "-s"],
 }
 FLAGS = {
     "gke": ["--topology=v6e:4x4", "--image=I"],
     "slurm": ["--topology=h100:16"],
     "tpu_vm": ["--topology=v6e:4x4", "--image=I", "--zone=z", "--mount=gs://b:/workdir"],
+    "local": ["--topology=cpu:2"],
 }
 
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
     found = Commands(tmp_path)
-    for name in ("kubectl", "sbatch", "squeue", "sacct", "gcloud"):
+    for name in ("kubectl", "sbatch", "squeue", "sacct", "gcloud", "tail"):
         found.add(name, reads=name in ("kubectl", "sbatch"))
     monkeypatch.setenv("PATH", found.path)
     return found
@@ -64,6 +66,26 @@ def test_a_tpu_vm_script_is_run(commands):
     assert [argv[4] for argv in commands.argvs] == ["create", "describe", "ssh", "delete"]
 
 
+def test_this_machine_is_a_cluster_too(commands, tmp_path, monkeypatch):
+    """The script starts two processes of the training command, with its flags."""
+    commands.add("python")
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    run("submit", "local", "--skip_preflight")
+    [argv] = commands.argvs
+    assert argv[:2] == ["python", "-c"]
+    assert argv[3:5] == [CONFIG, "--workdir=runs/n"] and "--config.mesh.num_devices=2" in argv
+    started = []
+    monkeypatch.setattr("launch.local.run", lambda command, count: started.append((command, count)))
+    monkeypatch.setattr("sys.argv", ["-c", *argv[3:]])
+    with pytest.raises(SystemExit):
+        exec(argv[2], {})
+    assert started == [([str(tmp_path / "python"), "-m", "neo_jax.train", *argv[3:]], 2)]
+    with pytest.raises(UserError, match="--backend=local: v6e:2x2 is not this machine"):
+        run("render", "local", "--topology=v6e:2x2")
+    with pytest.raises(UserError, match="--queue: the local backend has no such thing"):
+        run("render", "local", "--queue=q")
+
+
 def test_what_is_wrong_is_not_submitted(commands):
     with pytest.raises(UserError, match="--max_restarts=-1"):
         run("submit", "gke", "--skip_preflight", "--max_restarts=-1")
@@ -95,6 +117,7 @@ def test_what_is_wrong_is_not_submitted(commands):
                 ],
             ],
         ),
+        ("local", [], [["tail", "-n", "3", "runs/n/metrics.jsonl"]]),
         (
             "tpu_vm",
             ["--zone=z", "--project=p"],
