@@ -1,9 +1,14 @@
 """N processes of one run on this machine, as a cluster would start them on N machines.
 
+    python -m launch.local --processes=2 --config=FILE.py --workdir=DIR \\
+        --config.mesh.num_devices=2 --config.mesh.data=2
+
+All flags but the first are those of neo_jax.train.
 Every process gets the environment that neo_jax/distributed.py reads. The runner shows their output with the
 process's number in front, passes signals on, and ends as the group does.
 """
 
+import argparse
 import os
 import signal
 import socket
@@ -14,6 +19,8 @@ import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import IO
+
+from neo_jax.errors import UserError, main_guard
 
 GRACE_S = 30.0  # for the others, once one process has ended other than well
 
@@ -119,6 +126,19 @@ class Processes:
             process.wait()
 
 
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.local",
+        description=f"{__doc__.partition(chr(10))[0]} Further flags, --config and --workdir among them, are "
+        "those of neo_jax.train.",
+    )
+    parser.add_argument("--processes", type=int, required=True, help="how many processes to start")
+    args, rest = parser.parse_known_args(argv)
+    if args.processes < 1:
+        raise UserError(f"--processes={args.processes}: must be at least 1")
+    return run([sys.executable, "-m", "neo_jax.train", *rest], args.processes)
+
+
 def run(command: Sequence[str], count: int, grace_s: float = GRACE_S) -> int:
     """Runs `count` processes of a command to their end; returns the group's exit code."""
     with Processes(processes(command, count, free_port()), sys.stdout) as group:
@@ -132,3 +152,7 @@ def run(command: Sequence[str], count: int, grace_s: float = GRACE_S) -> int:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -13,9 +13,10 @@ import contextlib
 import dataclasses
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax._src import (
@@ -24,10 +25,13 @@ from jax._src import (
 from ml_collections import ConfigDict
 
 from neo_jax import mesh as mesh_lib
-from neo_jax.errors import UserError
+from neo_jax.errors import ProcessLost, UserError
 
 NUM_PROCESSES, COORDINATOR, PROCESS_ID = "NEO_JAX_NUM_PROCESSES", "NEO_JAX_COORDINATOR", "NEO_JAX_PROCESS_ID"
 START_TIMEOUT_S = 300  # for all processes to call
+# JAX would abort the process, naming nobody: left to watch.py, which is faster.
+_JAX_HEARTBEAT_TIMEOUT_S = 24 * 3600
+_SHUTDOWN_TIMEOUT_S = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +47,16 @@ class Group:
         """Whether this is the process that prints and writes files."""
         return self.index == 0
 
+    @property
+    def client(self) -> Any:
+        """Of JAX's coordination service; only where there are several processes."""
+        return jax_distributed.global_state.client
+
     def describe(self, mesh: jax.sharding.Mesh) -> str:
         """The first line that this process logs; all must ask for it, each waits for all."""
-        _client().key_value_set(f"neo_jax/host/{self.index}", self.host)
+        self.client.key_value_set(f"neo_jax/host/{self.index}", self.host)
         self.barrier("start", START_TIMEOUT_S)
-        hosts = len({host for _, host in _client().key_value_dir_get("neo_jax/host/")})
+        hosts = len({host for _, host in self.client.key_value_dir_get("neo_jax/host/")})
         axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         share = mesh_lib.share(mesh)
         return (
@@ -60,11 +69,11 @@ class Group:
         """Waits for all processes; every name can be used once.
 
         Raises:
-            UserError: not all came in time; the missing are named.
+            ProcessLost: not all came in time; the missing are named.
         """
         if self.count == 1:
             return
-        client = _client()
+        client = self.client
         client.key_value_set(f"neo_jax/barrier/{name}/{self.index}", self.host)
         try:
             client.wait_at_barrier(f"neo_jax/{name}", int(timeout_s * 1000))
@@ -73,7 +82,7 @@ class Group:
                 int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(f"neo_jax/barrier/{name}/")
             }
             missing = sorted(set(range(self.count)) - came)
-            raise UserError(
+            raise ProcessLost(
                 f"process {self.index} waited {timeout_s:g} s at {name!r} for {_processes(missing)}: "
                 "see what they log, and start all again"
             ) from error
@@ -157,7 +166,12 @@ def _join(environ: Mapping[str, str]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Kubernetes environment detected")
-            jax.distributed.initialize(**arguments, initialization_timeout=START_TIMEOUT_S)
+            jax.distributed.initialize(
+                **arguments,
+                initialization_timeout=START_TIMEOUT_S,
+                heartbeat_timeout_seconds=_JAX_HEARTBEAT_TIMEOUT_S,
+                shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_S,
+            )
     except ValueError as error:
         if not arguments and "coordinator_address" in str(error):
             return  # JAX's detectors found no launcher
@@ -168,14 +182,18 @@ def _join(environ: Mapping[str, str]) -> None:
         ) from error
 
 
+def leave(code: int) -> NoReturn:
+    """Ends the process at once, with threads that still run and cannot be stopped."""
+    jax.distributed.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _number(environ: Mapping[str, str], name: str) -> int:
     if not environ[name].isdecimal():
         raise UserError(f"{name}={environ[name]}: expected a whole number")
     return int(environ[name])
-
-
-def _client() -> Any:
-    return jax_distributed.global_state.client
 
 
 def _processes(indices: list[int]) -> str:

@@ -21,6 +21,7 @@ EXIT_USER_ERROR = 1
 EXIT_USAGE = 2  # what argparse exits with
 EXIT_INTERRUPTED = 3  # SIGINT or SIGTERM, after saving
 EXIT_NONFINITE = 4  # more non-finite steps than train.max_nonfinite_steps
+EXIT_HANG = 42  # nothing went on, or another process of the run was lost: start all again (watch.py)
 
 # Faults that the user can mend: no permission, read-only, no space left, a file where a folder should be.
 _MENDABLE_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
@@ -28,6 +29,14 @@ _MENDABLE_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.
 
 class UserError(ValueError):
     """A mistake the user can correct; the message says what was wrong, where, and what to do."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class ProcessLost(UserError):
+    """Another process of the run did not come to where all meet: nobody's mistake, start all again."""
+
+    exit_code = EXIT_HANG
 
 
 def main_guard(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
@@ -37,14 +46,26 @@ def main_guard(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """
     try:
         code = main(sys.argv[1:])
-    except (UserError, DataError) as error:
-        message = str(error)
-    except OSError as error:
-        if error.errno not in _MENDABLE_ERRNOS:
+    except (UserError, DataError, OSError) as error:
+        message = explain(error)
+        if message is None:
             raise
-        where = f"{error.filename}: " if error.filename is not None else ""
-        message = f"{where}{error.strerror}"
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(exit_code(error))
+    sys.exit(code)
+
+
+def exit_code(error: BaseException) -> int:
+    """The code that a command ends with for an error."""
+    return error.exit_code if isinstance(error, UserError) else EXIT_USER_ERROR
+
+
+def explain(error: BaseException) -> str | None:
+    """The one line that tells a user's mistake; None for what is none."""
+    if isinstance(error, UserError | DataError):
+        message = str(error)
+    elif isinstance(error, OSError) and error.errno in _MENDABLE_ERRNOS:
+        message = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
     else:
-        sys.exit(code)
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
+        return None
+    return " ".join(message.split())

@@ -8,8 +8,8 @@ The same command again goes on where the last checkpoint left off. Exit codes: s
 import argparse
 import dataclasses
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from neo_jax import (
     checkpoint as checkpoint_lib,
     config as config_lib,
     distributed,
+    events,
     flops,
     grow,
     mesh as mesh_lib,
@@ -34,14 +35,19 @@ from neo_jax import (
     xla_options,
 )
 from neo_jax.checkpoint import Checkpoints
+from neo_jax.distributed import Group
 from neo_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_OK, UserError, main_guard
+from neo_jax.events import Events
 from neo_jax.heldout import held_out_loss
-from neo_jax.interrupt import Interrupt
+from neo_jax.interrupt import Interrupt, Interrupted
 from neo_jax.metrics import MetricsWriter, NoWriter, Progress
 from neo_jax.model.transformer import Transformer
 from neo_jax.stages import Stage
 from neo_jax.step import TrainState
 from neo_jax.steplog import Seen, StepLog
+from neo_jax.watch import Watch
+
+T = TypeVar("T")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,7 +62,27 @@ def main(argv: Sequence[str]) -> int:
 
 def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = False) -> int:
     """Takes all steps of a resolved config that are not yet taken; returns the exit code."""
-    group = distributed.start(config.mesh)
+    group, limits = distributed.start(config.mesh), config.train
+    with (
+        Watch(group, limits.silence_timeout_s, limits.start_timeout_s) as watch,
+        Interrupt(watch) as interrupt,
+    ):
+        code = take_steps(config, workdir, allow_data_change, group, watch, interrupt)
+        group.barrier("end", limits.hang_timeout_s)  # process 0 must not be gone before the others
+    if interrupt.abandoned:
+        distributed.leave(code)
+    return code
+
+
+def take_steps(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    allow_data_change: bool,
+    group: Group,
+    watch: Watch,
+    interrupt: Interrupt,
+) -> int:
+    """As `train`, of one process among those of the group."""
     mesh = mesh_lib.make(config.mesh)
     if group.count > 1:
         print(group.describe(mesh), flush=True)
@@ -77,7 +103,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = F
         print(f"{params_lib.count(specs):,} parameters on {mesh.size} {jax.default_backend()} device(s)")
 
     with (
-        Interrupt() as interrupt,
+        Events(workdir if group.leads else None) as log_events,
         Checkpoints(
             workdir / "checkpoints", config.train.keep_checkpoints, config.train.keep_steps
         ) as checkpoints,
@@ -85,11 +111,13 @@ def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = F
     ):
         branch = pathlib.Path(config.branch) if config.branch and not checkpoints.latest else None
         step = checkpoints.latest if branch is None else branch_step(branch, stages[-1].end)
+        log_events.doing(events.START, step)
         stage = stages_lib.at(stages, step)
         params = None if step or not config.init else start_params(config, mesh, specs)
         state = initial_state(config.seed, mesh, specs, stage, trainable[stage.name], params)
         record = None
         if step:
+            log_events.doing(events.RESTORE, step)
             if branch is None:
                 state, record = checkpoints.restore(step, state)
             else:
@@ -104,7 +132,22 @@ def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = F
             Progress(step, stages[-1].end, shown=group.leads) as progress,
         ):
             peak = flops.measured_peak(config.model.dtype) * mesh.size
-            run = Run(config, mesh, model, specs, data_hash, peak, checkpoints, writer, progress, interrupt)
+            run = Run(
+                config,
+                mesh,
+                model,
+                specs,
+                stages,
+                data_hash,
+                peak,
+                checkpoints,
+                writer,
+                progress,
+                interrupt,
+                watch,
+                log_events,
+                evaluated=record is None or record.get("evaluated", True),
+            )
             step, state, code = run.stage(stage, trainable[stage.name], step, state, record)
             for following in stages[stage.index + 1 :]:
                 if code is None:
@@ -188,13 +231,35 @@ class Run:
     mesh: jax.sharding.Mesh
     model: Transformer
     specs: dict[str, params_lib.ParamSpec]
+    stages: tuple[Stage, ...]
     data_hash: str
     peak_flops: float
     checkpoints: Checkpoints
     writer: MetricsWriter
     progress: Progress
     interrupt: Interrupt
+    watch: Watch
+    events: Events
+    evaluated: bool  # False: a signal broke off an evaluation that is due
     seen: Seen = dataclasses.field(default_factory=dict)  # totals since the run's first step
+
+    def doing(self, kind: str, step: int, limit_s: float | None = None, again: bool = False) -> None:
+        """Says what goes on from now, to the watch and to the log of events."""
+        self.watch.progress(f"{kind}, step {step}", limit_s or self.config.train.hang_timeout_s)
+        self.events.doing(kind, step, again)
+
+    def prepare(self, what: str, step: int, work: Callable[[], T]) -> T:
+        """What all processes must have done before any goes on, such as compiling. Raises Interrupted."""
+        limit_s = self.config.train.start_timeout_s
+        self.doing(events.COMPILE, step, limit_s)
+
+        def in_mesh() -> T:  # the mesh in use belongs to a thread
+            with jax.set_mesh(self.mesh):
+                return work()
+
+        result = self.interrupt.patiently(in_mesh)
+        self.interrupt.together(f"{what} at step {step}", limit_s)
+        return result
 
     def enter(self, stage: Stage, trainable: frozenset[str], state: TrainState) -> TrainState:
         """The state at the start of a later stage: same parameters, fresh optimizer."""
@@ -257,6 +322,14 @@ class Run:
             out_shardings=(shardings, mesh_lib.replicated(self.mesh)),  # every process reads the metrics
             compiler_options=xla_options.of(self.mesh),
         )
+
+        def next_batch() -> dict[str, jax.Array]:
+            return mesh_lib.put_batch(self.mesh, next(loader))
+
+        def compile_with_first_batch() -> tuple[dict[str, jax.Array], jax.stages.Compiled]:
+            batch = next_batch()
+            return batch, train_step.lower(state, batch).compile()
+
         log = StepLog(
             self.config,
             stage,
@@ -270,28 +343,45 @@ class Run:
             rejected,
             self.seen,
         )
+        program = None
         while True:
             at_end = step == stage.end
-            if step > first and (at_end or (train.eval_every and step % train.eval_every == 0)):
+            due = step > first and (at_end or (train.eval_every and step % train.eval_every == 0))
+            if due or not self.evaluated:
                 log.flush()
-                self.evaluate(stage, step, state)
+                self.evaluate(step, state)
             if at_end and step < self.progress.total:
                 return step, state, None  # the next stage saves this step, with its own optimizer state
             due = at_end or (step and (step == stage.start or step % train.save_every == 0))
             due = due or step in train.keep_steps
-            if due or self.interrupt.asked:
+            stop = self.interrupt.poll(self.mesh)
+            if due or stop:
                 log.flush()
+                self.doing(events.SAVE, step)
                 self.save(stage, step, state, loader, log)
             if at_end:
                 self.checkpoints.wait()
                 return step, state, EXIT_OK
-            if self.interrupt.asked:
+            if stop:
                 self.checkpoints.wait()
-                self.progress.say(f"{self.interrupt.asked}: saved step {step}; run the same command to go on")
+                self.progress.say(
+                    f"{self.interrupt.reason}: saved step {step}; run the same command to go on"
+                )
                 return step, state, EXIT_INTERRUPTED
-            with log.waiting():
-                batch = mesh_lib.put_batch(self.mesh, next(loader))
-            state, metrics = train_step(state, batch)
+            if program is None:
+                try:
+                    batch, program = self.prepare("first batch and step", step, compile_with_first_batch)
+                except Interrupted:
+                    self.checkpoints.wait()
+                    self.progress.say(
+                        f"{self.interrupt.reason}: nothing new since step {step}; the same command goes on"
+                    )
+                    return step, state, EXIT_INTERRUPTED
+            else:
+                with log.waiting():
+                    batch = next_batch()
+            self.doing(events.TRAIN, step, again=step % train.log_every == 0)
+            state, metrics = program(state, batch)
             step += 1
             self.progress.step()
             rejects = loader.take_rejects()
@@ -310,18 +400,47 @@ class Run:
             "loader": merge_states(mesh_lib.gather(loader.get_state())),
             "rejected": log.rejected,
             "seen": dict(self.seen),
+            "evaluated": self.evaluated,
             "data_hash": self.data_hash,
             "config_hash": config_lib.config_hash(self.config),
         }
         self.checkpoints.save(step, state, record)
 
-    def evaluate(self, stage: Stage, step: int, state: TrainState) -> None:
-        if not self.config.eval.splits:
+    def evaluate(self, step: int, state: TrainState) -> None:
+        """Logs the held-out losses, in rows of the stage that took the last step."""
+        if not self.config.eval.splits or self.interrupt.agreed:
             return
-        held_out = {
-            split: held_out_loss(self.config, stage.config, self.model, state.params, split, self.mesh)
-            for split in self.config.eval.splits
-        }
+        stage = stages_lib.at(self.stages, step - 1)
+        self.doing(events.EVAL, step)
+
+        def compiling(work: Callable[[], T]) -> T:
+            program = self.prepare("held-out loss", step, work)
+            self.doing(events.EVAL, step)
+            return program
+
+        def after_batch() -> None:
+            self.doing(events.EVAL, step)
+            if self.interrupt.poll(self.mesh):
+                raise Interrupted
+
+        self.evaluated = False
+        try:
+            held_out = {
+                split: held_out_loss(
+                    self.config,
+                    stage.config,
+                    self.model,
+                    state.params,
+                    split,
+                    self.mesh,
+                    compiling,
+                    after_batch,
+                )
+                for split in self.config.eval.splits
+            }
+        except Interrupted:
+            return
+        self.evaluated = True
         losses = {split: found.loss for split, found in held_out.items()}
         by_source = {split: found.sources for split, found in held_out.items()}
         self.writer.write({"step": step, "eval": losses, "eval_source": by_source, "seen": dict(self.seen)})

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from data_pipelines import build
-from neo_jax import metrics, stages as stages_lib, workdir as workdir_lib
+from neo_jax import events, metrics, stages as stages_lib, workdir as workdir_lib
 from neo_jax.errors import UserError
 
 
@@ -25,6 +25,7 @@ class Run:
     losses: list[dict[str, Any]]  # its lines {"step", "eval": {split: loss}}
     evaluation: dict[str, Any]  # eval.json
     samples: dict[str, list[dict[str, Any]]]  # samples.json: per split id, source, label, tags, generated
+    events: list[dict[str, Any]]  # lines of events.jsonl
 
     @property
     def last_step(self) -> int:
@@ -70,6 +71,7 @@ def read(workdir: pathlib.Path) -> Run:
         losses=[line for line in lines if "eval" in line],
         evaluation=_read_json(workdir / "eval.json") or {},
         samples=_read_json(workdir / "samples.json") or {},
+        events=_read_metrics(workdir / events.FILE),
     )
 
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterator
 
 from data_pipelines.page.markup import Child, Html, element, join, table
-from neo_jax import config as config_lib, objectives, params as params_lib
+from neo_jax import config as config_lib, events, objectives, params as params_lib
 from neo_jax.report.charts import smooth
 from neo_jax.report.run import Run
 
@@ -104,6 +104,9 @@ def _numbers(run: Run) -> Iterator[tuple[str, str]]:
         "of the measured peak (MFU), median",
         percent(statistics.median(line["perf"]["mfu"] for line in run.steps)),
     )
+    if run.events:
+        seconds_by = events.goodput(run.events)
+        yield "of all time in steps that were kept (goodput)", percent(seconds_by["goodput"])
     yield "non-finite steps skipped", str(run.steps[-1]["nonfinite_steps"])
 
 

@@ -3,6 +3,7 @@
 MESH is "data=4" or "data=2,fsdp=2". Commands:
     save     saves a checkpoint of `state(mesh)` as step 1
     restore  restores it onto the mesh, compares it bit for bit, and saves it as the next step
+    barrier  process 0 waits 2 s for the others, which do not come, and ends with the error's message
     rows     writes the batch that this process loads first to rows-INDEX.npz, and that the mesh then holds
 """
 
@@ -15,6 +16,7 @@ import numpy as np
 from data_pipelines.loader import train_loader
 from neo_jax import config as config_lib, distributed, mesh as mesh_lib
 from neo_jax.checkpoint import Checkpoints
+from neo_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHAPES = {"a/weight": (8, 12), "b/weight": (4, 4), "c": (3,)}
@@ -50,6 +52,13 @@ def main(command: str, folder: pathlib.Path, axes: str) -> None:
     group = distributed.start(config.mesh)
     mesh = mesh_lib.make(config.mesh)
     print(group.describe(mesh), flush=True)
+    if command == "barrier":
+        if group.leads:
+            try:
+                group.barrier("the meeting", 2)
+            except UserError as error:
+                print(error, flush=True)
+        distributed.leave(0)
     if command == "rows":
         share = mesh_lib.share(mesh)
         stage = config.stage.full

@@ -1,109 +1,36 @@
 """Several processes as one run, for real: what they compute, load, save and restore."""
 
 import signal
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from data_pipelines.loader import train_loader
-from launch import local
-from neo_jax import config as config_lib, distributed, mesh as mesh_lib, metrics
+from neo_jax import config as config_lib, distributed, mesh as mesh_lib
 from neo_jax.checkpoint import Checkpoints
-from neo_jax.errors import EXIT_OK, UserError
+from neo_jax.errors import UserError
 from tests.neo_jax import member
+from tests.neo_jax.groups import (
+    ROOT,
+    checkpoints,
+    losses,
+    member_command,
+    read_rows,
+    run,
+    start,
+    train,
+    wait_until,
+)
 
-ROOT = Path(__file__).parents[2]
 STEPS = 6
-# The programs are small and used once: compiling them well would take longer than running them badly.
-COMPILING = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-
-
-def start(command, count, log):
-    """A group of processes, their output in a file."""
-    commands = local.processes(command, count, local.free_port())
-    return local.Processes([(argv, env | COMPILING) for argv, env in commands], log.open("w"))
-
-
-def finish(group, log, timeout_s=300):
-    """The exit code of a group and its output."""
-    return group.wait(log.open("a"), timeout_s), log.read_text()
-
-
-def run(command, count, log):
-    with start(command, count, log) as group:
-        code, output = finish(group, log)
-    assert code == EXIT_OK, output
-    return output
-
-
-def train(workdir, quickstart_data, count, *overrides):
-    """argv of a tiny run of one stage, its mesh over `count` devices."""
-    fields = {
-        "data.path": quickstart_data.data.path,
-        "stages": "full",
-        "stage.full.steps": STEPS,
-        "stage.full.warmup_steps": 2,
-        "model.num_layers": 2,
-        "train.save_every": 2,
-        "train.log_every": 1,
-        "train.keep_checkpoints": 10,
-        "eval.splits": "dev",
-        "mesh.num_devices": count,
-    }
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    config = f"--config={ROOT}/configs/quickstart.py:smoke"
-    return [sys.executable, "-m", "neo_jax.train", config, f"--workdir={workdir}", *flags, *overrides]
-
-
-def member_command(*arguments):
-    return [sys.executable, "-m", "tests.neo_jax.member", *map(str, arguments)]
-
-
-def checkpoints(workdir):
-    """Steps of the whole checkpoints of a run."""
-    folder = workdir / "checkpoints"
-    return (
-        sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
-    )
-
-
-def wait_until(condition, group, log, timeout_s=300):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert all(process.poll() is None for process in group.running), log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.02)
-
-
-def losses(workdir):
-    lines = metrics.read(workdir / "metrics.jsonl")
-    return {
-        (line["step"], key): line[key] if key == "loss" else line["eval"]["dev"]
-        for line in lines
-        for key in ("loss", "eval")
-        if key in line
-    }
-
-
-def read_rows(workdir):
-    """What every step's batch held: counts, which must not depend on processes at all."""
-    keys = ("tokens", "patches", "images", "documents", "supervised_tokens")
-    return {
-        line["step"]: [line[key] for key in keys]
-        for line in metrics.read(workdir / "metrics.jsonl")
-        if "loss" in line
-    }
 
 
 @pytest.fixture(scope="module")
 def alone(quickstart_data, tmp_path_factory):
     """The workdir of a run of one process on one device."""
     folder = tmp_path_factory.mktemp("alone")
-    run(train(folder / "run", quickstart_data, 1), 1, folder / "log")
+    run(train(folder / "run", quickstart_data, 1, STEPS), 1, folder / "log")
     return folder / "run"
 
 
@@ -114,7 +41,7 @@ def test_processes_train_as_one_and_go_on_in_another_number(alone, quickstart_da
     for count, stop, axes in meshes:
         log = tmp_path / f"log{count}"
         axes = [f"--config.mesh.{axis}" for axis in axes]
-        with start(train(workdir, quickstart_data, 4, *axes), count, log) as group:
+        with start(train(workdir, quickstart_data, 4, STEPS, *axes), count, log) as group:
             wait_until(lambda stop=stop: stop in checkpoints(workdir), group, log)
             group.send(signal.SIGKILL)
         first = [line for line in log.read_text().splitlines() if " of every batch's rows" in line]
@@ -122,7 +49,7 @@ def test_processes_train_as_one_and_go_on_in_another_number(alone, quickstart_da
         assert any(
             f"process 1 of {count} on" in line and f"loads part 2 of {count}" in line for line in first
         )
-    output = run(train(workdir, quickstart_data, 1), 1, tmp_path / "log")
+    output = run(train(workdir, quickstart_data, 1, STEPS), 1, tmp_path / "log")
     assert "goes on at step" in output
     assert read_rows(workdir) == read_rows(alone)
     assert losses(workdir).keys() == losses(alone).keys()
@@ -146,7 +73,8 @@ def test_checkpoints_move_between_processes_and_meshes_to_the_bit(tmp_path):
 @pytest.mark.parametrize(
     ("axes", "count", "loaders"),
     [
-        ("data=2,tensor=2", 4, 2),
+        ("data=2", 2, 2),
+        pytest.param("data=2,tensor=2", 4, 2, marks=pytest.mark.slow),
         pytest.param("data=2,fsdp=2", 4, 4, marks=pytest.mark.slow),
         pytest.param("data=1,context=2", 2, 1, marks=pytest.mark.slow),
     ],
@@ -172,7 +100,7 @@ def test_each_process_loads_only_its_rows(quickstart_data, tmp_path, axes, count
 def test_process_killed_while_saving_leaves_the_checkpoint_before(alone, quickstart_data, tmp_path):
     """Process 1 is killed once a later checkpoint has been begun; that one never becomes whole."""
     workdir, log = tmp_path / "run", tmp_path / "log"
-    argv = train(workdir, quickstart_data, 2, "--config.mesh.data=2", "--config.train.save_every=1")
+    argv = train(workdir, quickstart_data, 2, STEPS, "--config.mesh.data=2", "--config.train.save_every=1")
     begun = None
     with start(argv, 2, log) as group:
         wait_until(lambda: checkpoints(workdir), group, log)
