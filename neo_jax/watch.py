@@ -167,10 +167,10 @@ class Watch:
         """Ends this process for an error, and tells the others, who would wait for it."""
         message = explain(error)
         if message is None:
-            traceback.print_exception(error)
             if isinstance(error, jax.errors.JaxRuntimeError):
-                # Mostly the echo of another process's end, which the threads are about to name.
+                # Mostly the echo of another process's end: the threads are about to name it and end this one.
                 time.sleep(self.silence_timeout_s + 5 * self._interval)
+            traceback.print_exception(error)
             message = f"{type(error).__name__}: {error}".partition("\n")[0]
         text = f"process {self.group.index} on {self.group.host} failed: {message}"
         self._tell(text, exit_code(error))
