@@ -19,7 +19,7 @@ def start(command, count, log, more=None):
     commands = [
         (argv + (more or {}).get(index, []), env | COMPILING) for index, (argv, env) in enumerate(commands)
     ]
-    return local.Processes(commands, log.open("w"))
+    return local.Processes(commands, log.open("a"))
 
 
 def finish(group, log, timeout_s=300):
