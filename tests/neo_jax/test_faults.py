@@ -155,7 +155,7 @@ def test_process_0_killed_ends_the_others(quickstart_data, tmp_path):
 
 
 def test_mistake_seen_by_one_process_ends_all(quickstart_data, tmp_path):
-    """As a machine that lacks the data would."""
+    """It has another config than the others."""
     log = tmp_path / "log"
     argv = pair(tmp_path / "run", quickstart_data)
     with start(argv, 2, log, {1: [f"--config.data.path={tmp_path}", "--config.data.recipe="]}) as group:
