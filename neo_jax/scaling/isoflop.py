@@ -90,10 +90,11 @@ def _valley(runs: Points) -> Valley | None:
         return None
     bottom = -first / (2 * second)
     # D at the bottom: along the budget log D is nearly a line over log N, of slope -1 where C = 6ND.
-    d = np.exp(np.polyval(np.polyfit(x - center, np.log(runs.d), 1), bottom))
+    with np.errstate(over="ignore"):  # a flat parabola has its bottom anywhere
+        d, n = np.exp(np.polyval(np.polyfit(x - center, np.log(runs.d), 1), bottom)), np.exp(bottom + center)
     return Valley(
         flops=float(np.exp(np.log(runs.c).mean())),
-        n=float(np.exp(bottom + center)),
+        n=float(n),
         d=float(d),
         loss=float(constant - first**2 / (4 * second)),
         inside=bool(x.min() <= bottom + center <= x.max()),
