@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from neo_jax.kernels.dispatch import platform
 from neo_jax.model.mask import Intervals
 
 BLOCK = 512  # queries, and keys, of one visit; rows shorter than this are one block
+CPU_BLOCK = 64  # of one visit on a CPU: its scores fit in a core's cache, and a visit costs next to nothing
 _MASKED = -1e30  # below every score, and finite: a difference of two of them is not NaN
 
 
@@ -39,13 +41,16 @@ def xla_chunked(
     v_BSKd: jax.Array,
     intervals: Intervals,
     scale: float,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> jax.Array:
     """The same function as `reference`: [B, L, N, d_v] in the dtype of v, softmax in float32.
 
     Query and value channels may differ in number; query head n reads key/value head n // G. A query with an
-    empty interval gives zeros. `block` bounds the live scores at [K, G * block, block] float32.
+    empty interval gives zeros. `block` (None = as suits the platform) bounds the live scores at
+    [K, G * block, block] float32.
     """
+    if block is None:
+        block = CPU_BLOCK if platform() == "cpu" else BLOCK
     B, L, N, d = q_BLNd.shape
     S, K = k_BSKd.shape[1:3]
     chex.assert_shape([intervals.start, intervals.end], (B, L))
