@@ -51,7 +51,8 @@ def measure(length: int, document: int) -> dict[str, float]:
     v = jax.random.normal(keys[2], (1, length, K, D_V))
     index = jnp.arange(length, dtype=jnp.int32)[None]
     segment_ids = index // document + 1
-    intervals = image_bidirectional(segment_ids, jnp.where(index % document < IMAGE, segment_ids, 0))
+    image_ids = jnp.where(index % document < IMAGE, segment_ids, 0)
+    intervals = image_bidirectional({"segment_ids": segment_ids, "image_ids": image_ids})
 
     def compiled(attend: Callable) -> Callable:
         def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
