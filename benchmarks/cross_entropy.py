@@ -35,16 +35,16 @@ def measure(positions: int, vocabulary: int, repeats: int = turns.REPEATS) -> di
         return jax.jit(jax.value_and_grad(scalar, argnums=(0, 1))).lower(hidden, head).compile()
 
     functions = {"ours": compiled(cross_entropy), "dense": compiled(dense_cross_entropy)}
-    seconds = turns.seconds(
+    spent = turns.take(
         {name: lambda f=f: jax.block_until_ready(f(hidden, head)) for name, f in functions.items()}, repeats
     )
     memory = {name: f.memory_analysis().temp_size_in_bytes for name, f in functions.items()}
     return {
         "positions": positions,
         "vocabulary": vocabulary,
-        "ratio": seconds["ours"] / seconds["dense"],
-        "ours_s": seconds["ours"],
-        "dense_s": seconds["dense"],
+        "ratio": spent["ours"].wall / spent["dense"].wall,
+        "ours_s": spent["ours"].wall,
+        "dense_s": spent["dense"].wall,
         "ours_temporary_bytes": memory["ours"],
         "dense_temporary_bytes": memory["dense"],
     }

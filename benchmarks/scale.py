@@ -65,8 +65,8 @@ def axis(configs: dict[str, FrozenConfigDict], repeats: int = turns.REPEATS) -> 
         batch = trainer.put(numbers)
         steps[name] = lambda trainer=trainer, batch=batch: trainer.step(batch)
         wanted[name] = flops_of(trainer, numbers)
-    seconds = turns.seconds(steps, repeats)
-    return {name: {"seconds": seconds[name], "flops": wanted[name]} for name in configs}
+    spent = turns.take(steps, repeats)
+    return {name: {"seconds": spent[name].wall, "flops": wanted[name]} for name in configs}
 
 
 def flops_of(trainer: ours.Trainer, batch: dict[str, np.ndarray]) -> float:
@@ -99,8 +99,8 @@ def layers(repeats: int = turns.REPEATS, **size: int) -> dict[str, dict[str, flo
         program = lowered.compile()
         steps[name] = lambda f=program, own=own, batch=batch: jax.block_until_ready(f(own, batch))
         counted[name] = float(lowered.cost_analysis()["flops"])
-    seconds = turns.seconds(steps, repeats)
-    return {name: {"seconds": seconds[name], "flops": counted[name]} for name in steps}
+    spent = turns.take(steps, repeats)
+    return {name: {"seconds": spent[name].wall, "flops": counted[name]} for name in steps}
 
 
 def main() -> None:

@@ -4,8 +4,9 @@
 
 Every contender trains the same NEO from the same parameters on the same packed rows, by turns in one process,
 each with all cores of the machine. Their losses must agree to 1e-4 at every step, or the command fails.
-Ratios are ours / theirs in tokens per second, of medians: above 1, ours is faster. PyTorch compiles with the
-system's C++ compiler.
+Ratios are ours / theirs in tokens per second, of medians: above 1, ours is faster. On a machine that others
+use, run it on one core (taskset -c 0) and read the ratios per CPU second, as threads that wait for each other
+make wall times there say little. PyTorch compiles with the system's C++ compiler.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def contenders(
 
 
 def measure(config: FrozenConfigDict, repeats: int, compiled: bool = True) -> dict[str, float]:
-    """Tokens per second of each contender and the ratios of ours to theirs.
+    """Tokens per second of each contender, and the ratios of ours to theirs (`_cpu`: per CPU second).
 
     Raises:
         ValueError: the contenders do not compute the same losses.
@@ -73,13 +74,16 @@ def measure(config: FrozenConfigDict, repeats: int, compiled: bool = True) -> di
         name: lambda name=name, step=step: losses.setdefault(name, []).append(step())
         for name, step in contenders(config, batch, compiled).items()
     }
-    seconds = turns.seconds(steps, repeats)
+    spent = turns.take(steps, repeats)
     for name, values in losses.items():
         if not np.allclose(values, losses["ours"], rtol=TOLERANCE, atol=0):
             raise ValueError(f"losses differ: ours {losses['ours']}, {name} {values}")
     tokens = int((batch["kinds"] > 0).sum())
-    result = {f"{name}_tokens_per_s": tokens / spent for name, spent in seconds.items()}
-    return result | {f"vs_{name}": seconds[name] / seconds["ours"] for name in seconds if name != "ours"}
+    result = {f"{name}_tokens_per_s": tokens / spent[name].wall for name in spent}
+    for name in spent.keys() - {"ours"}:
+        result[f"vs_{name}"] = spent[name].wall / spent["ours"].wall
+        result[f"vs_{name}_cpu"] = spent[name].cpu / spent["ours"].cpu
+    return result
 
 
 def main() -> None:
@@ -91,15 +95,13 @@ def main() -> None:
     if unknown := set(args.sizes) - set(SIZES):
         sys.exit(f"error: --sizes: {', '.join(sorted(unknown))} is not among {', '.join(SIZES)}")
     results = {}
-    print(f"{'size':>6}{'parameters':>12}{'tokens/s':>10}{'vs eager':>10}{'vs compiled':>13}")
+    print(f"{'size':>6}{'parameters':>12}{'tokens/s':>10}{'vs eager':>10}{'compiled':>10}   per CPU second")
     for size in args.sizes:
         config = config_of(size)
         results[size] = r = measure(config, args.repeats)
-        print(
-            f"{size:>6}{count(config):>12,}{r['ours_tokens_per_s']:>10.0f}{r['vs_eager']:>9.2f}x"
-            f"{r['vs_compiled']:>12.2f}x",
-            flush=True,
-        )
+        ratios = "".join(f"{r[f'vs_{name}']:>9.2f}x" for name in ("eager", "compiled"))
+        by_cpu = "".join(f"{r[f'vs_{name}_cpu']:>7.2f}x" for name in ("eager", "compiled"))
+        print(f"{size:>6}{count(config):>12,}{r['ours_tokens_per_s']:>10.0f}{ratios}{by_cpu}", flush=True)
     if args.json:
         print(json.dumps({"threads": torch.get_num_threads(), "train_step": results}))
 
