@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
         warmup_steps=10,
         **shared,
     )
-    c.stage.full = base.stage(1000, peak_lr=3e-3, min_lr_ratio=0.02, warmup_steps=50, **shared)
+    c.stage.full = base.stage(860, peak_lr=3e-3, min_lr_ratio=0.02, warmup_steps=50, **shared)
     c.train.log_every = 10
     c.train.eval_every = 250
     c.train.save_every = 250

@@ -78,7 +78,7 @@ def test_start_from_imported(trained, imported, axes):
         assert params[path].sharding.is_equivalent_to(sharding, params[path].ndim)
 
 
-def test_what_train_says(trained, imported, smoke_workdir, tmp_path):
+def test_what_train_says(trained, imported, smoke_workdir, tmp_path, monkeypatch):
     c = ConfigDict(json.loads(config_lib.to_json(trained.config)))
     c.init = str(tmp_path / "nowhere")
     mesh = trained.mesh
@@ -89,6 +89,7 @@ def test_what_train_says(trained, imported, smoke_workdir, tmp_path):
     c.model.mlp_size += 8
     with pytest.raises(UserError, match=r"config.init: .*mlp/\w+/weight has shape"):
         train.start_params(c, mesh, params_lib.abstract(Transformer(c.model)))
+    monkeypatch.setenv("NEO_JAX_NUM_PROCESSES", "1")  # JAX is in use here already: no processes can join
     with pytest.raises(UserError, match=r"holds a model, but no run; .* --config.init="):
         train.train(workdir_lib.load_config(imported), imported)
 
