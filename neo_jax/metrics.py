@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 
@@ -34,11 +34,15 @@ class MetricsWriter:
         self._file = self.path.open("a", buffering=1)  # by the line: a kill loses no finished line
         folder = workdir / "tensorboard"
         folder.mkdir(exist_ok=True)
-        # The writer without tensorboardX's thread around it, whose traceback a full disk would bring.
-        self._events = EventsWriter(str(folder / "events"))
+        # A plain file: TensorBoard's own writer has a thread, whose traceback a full disk would bring.
+        self._events = (folder / f"events.out.tfevents.{time.time_ns()}").open("wb")
+        self._records = RecordWriter(self._events)
+        self._chart(file_version="brain.Event:2")
         # Has TensorBoard drop later steps, which a killed run left.
-        restart = SessionLog(status=SessionLog.START)
-        self._events.write_event(Event(wall_time=time.time(), step=start_step + 1, session_log=restart))
+        self._chart(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _chart(self, **fields: Any) -> None:
+        self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
     def write(self, line: dict[str, Any]) -> None:
         """`line` holds "step" and numbers, nested by dicts; "rejected" is not charted."""
@@ -46,8 +50,8 @@ class MetricsWriter:
         # A chart for every shard that rejects something would bury the others.
         for name, value in _flatten({key: value for key, value in line.items() if key != "rejected"}):
             if isinstance(value, int | float) and name != "step":
-                chart = summary.scalar(name, value)
-                self._events.write_event(Event(wall_time=time.time(), step=line["step"], summary=chart))
+                summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+                self._chart(step=line["step"], summary=summary)
         self._events.flush()
 
     def __enter__(self) -> "MetricsWriter":

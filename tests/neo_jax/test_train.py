@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from neo_jax import metrics
 from neo_jax.checkpoint import list_arrays
@@ -167,8 +168,16 @@ def test_workdir_says_what_it_is(smoke_workdir):
     newest = max((smoke_workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
     listed = list_arrays(newest)
     assert "params/patch_embed/patch/weight (192, 32) float32" in listed
-    events = list((smoke_workdir / "tensorboard").iterdir())
-    assert events and all(path.stat().st_size > 0 for path in events)
+    [file] = (smoke_workdir / "tensorboard").iterdir()
+    events = EventFileLoader(str(file)).Load()
+    charts = {(event.step, value.tag): value for event in events for value in event.summary.value}
+    assert charts[last["step"], "loss"].tensor.float_val[0] == np.float32(last["loss"])
+
+
+def test_training_imports_neither_torch_nor_tensorflow():
+    """They are installed for conversion; some libraries take them along if they find them."""
+    code = "import sys, neo_jax.train; print({'torch', 'tensorflow', 'transformers'} & set(sys.modules))"
+    assert run([sys.executable, "-c", code]).stdout == "set()\n"
 
 
 def test_smoke_run_learns(smoke_workdir):
