@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 CONFIG ?= configs/quickstart.py
 
-# Test files are dealt to as many processes as there are cores, up to four (each holds up to 3 GB).
+# Test files are dealt to as many processes as there are cores, up to four (each holds up to 4 GB).
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: train setup setup-tests chromium test test-golden test-all lint clean

@@ -78,7 +78,7 @@ def test_start_from_imported(trained, imported, axes):
         assert params[path].sharding.is_equivalent_to(sharding, params[path].ndim)
 
 
-def test_what_train_says(trained, imported, smoke_workdir, tmp_path, monkeypatch):
+def test_what_train_says(trained, imported, smoke_workdir, tmp_path):
     c = ConfigDict(json.loads(config_lib.to_json(trained.config)))
     c.init = str(tmp_path / "nowhere")
     mesh = trained.mesh
@@ -89,9 +89,16 @@ def test_what_train_says(trained, imported, smoke_workdir, tmp_path, monkeypatch
     c.model.mlp_size += 8
     with pytest.raises(UserError, match=r"config.init: .*mlp/\w+/weight has shape"):
         train.start_params(c, mesh, params_lib.abstract(Transformer(c.model)))
-    monkeypatch.setenv("NEO_JAX_NUM_PROCESSES", "1")  # JAX is in use here already: no processes can join
-    with pytest.raises(UserError, match=r"holds a model, but no run; .* --config.init="):
-        train.train(workdir_lib.load_config(imported), imported)
+    # A process of its own: in this one JAX is in use already.
+    code = (
+        "import pathlib, sys; from neo_jax import train, workdir; folder = pathlib.Path(sys.argv[1]); "
+        "train.train(workdir.load_config(folder), folder)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, imported], cwd=ROOT, capture_output=True, text=True)
+    assert (
+        f"holds a model, but no run; start one in another folder with --config.init={imported}"
+        in result.stderr
+    )
 
 
 def test_first_steps_go_on_from_there(trained, imported, tmp_path):

