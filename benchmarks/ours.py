@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from neo_jax import (
+    allocator,
     mesh as mesh_lib,
     objectives,
     params as params_lib,
@@ -21,6 +22,7 @@ class Trainer:
     """The first stage of a resolved config from fresh parameters; call `step` with a batch on its mesh."""
 
     def __init__(self, config: ConfigDict | FrozenConfigDict):
+        allocator.keep_freed_memory()
         devices = jax.devices()[: config.mesh.num_devices]
         self.config, self.mesh = config, mesh_lib.make(config.mesh, devices)
         self.model = objectives.build(config)

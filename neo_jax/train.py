@@ -19,6 +19,7 @@ from data_pipelines import rejects as rejects_lib
 from data_pipelines.dataset import open_data
 from data_pipelines.loader import AnyLoader, merge_states, train_loader
 from neo_jax import (
+    allocator,
     checkpoint as checkpoint_lib,
     config as config_lib,
     distributed,
@@ -57,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
         "--allow_data_change", action="store_true", help="resume although the data is not the checkpoint's"
     )
     args = config_lib.parse_args(parser, argv)
+    allocator.keep_freed_memory()
     return train(config_lib.load(args.config, args.overrides), args.workdir, args.allow_data_change)
 
 

@@ -1,0 +1,38 @@
+"""Freed memory stays with a training process: the system counts the pages that it hands out."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+import jax, jax.numpy as jnp
+from neo_jax import allocator
+
+if sys.argv[1] == "kept":
+    allocator.keep_freed_memory()
+
+@jax.jit
+def step(x):  # 256 MiB of temporaries
+    return jnp.sin(jnp.cumsum(x[:, None] * x[None], axis=0)).sum()
+
+x = jnp.ones(8192)
+for _ in range(3):
+    step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step(x).block_until_ready()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() // 2**20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_a_step_reuses_the_memory_that_the_last_one_freed():
+    def mib_handed_out(mode: str) -> int:
+        env = os.environ | {"JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", PROGRAM, mode]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
+
+    assert mib_handed_out("default") >= 256
+    assert mib_handed_out("kept") < 8
