@@ -19,9 +19,12 @@ from neo_jax import (
 
 
 class Trainer:
-    """The first stage of a resolved config from fresh parameters; call `step` with a batch on its mesh."""
+    """The first stage of a resolved config; call `step` with a batch on its mesh.
 
-    def __init__(self, config: ConfigDict | FrozenConfigDict):
+    `state` None = fresh parameters.
+    """
+
+    def __init__(self, config: ConfigDict | FrozenConfigDict, state: step_lib.TrainState | None = None):
         allocator.keep_freed_memory()
         devices = jax.devices()[: config.mesh.num_devices]
         self.config, self.mesh = config, mesh_lib.make(config.mesh, devices)
@@ -30,7 +33,9 @@ class Trainer:
         self.stage = stages_lib.plan(config)[0]
         self.trainable = params_lib.select(self.specs, self.stage.config.trainable)
         with jax.set_mesh(self.mesh):
-            self.state = train.initial_state(config.seed, self.mesh, self.specs, self.stage, self.trainable)
+            self.state = state or train.initial_state(
+                config.seed, self.mesh, self.specs, self.stage, self.trainable
+            )
         self.compiled: jax.stages.Compiled | None = None
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

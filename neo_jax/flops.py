@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from neo_jax import hardware
 from neo_jax.model.coords import COORDS
 from neo_jax.params import ParamSpec
 
@@ -60,8 +61,15 @@ def train_flops(
     return total + 6 * float(metrics["attended_pairs"]) * model.num_heads * channels * model.num_layers
 
 
-def measured_peak(dtype: str, size: int = 1024, repeats: int = 8) -> float:
-    """FLOP/s of a [size, size] matrix product on one device of this machine: the yardstick of MFU."""
+def peak(dtype: str, size: int = 1024, repeats: int = 8) -> float:
+    """FLOP/s of one device of this machine, the yardstick of MFU.
+
+    The published peak of a known chip, in bfloat16 whatever the `dtype`; for a CPU, or a chip that is not in
+    neo_jax/hardware.py, the best of a few [size, size] matrix products.
+    """
+    chip = hardware.of_device(jax.devices()[0].device_kind)
+    if chip is not None:
+        return chip.peak_bf16 / chip.devices_per_chip
     matrix = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a, b: a @ b)
     product(matrix, matrix).block_until_ready()

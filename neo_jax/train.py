@@ -133,7 +133,7 @@ def take_steps(
             MetricsWriter(workdir, step) if group.leads else NoWriter() as writer,
             Progress(step, stages[-1].end, shown=group.leads) as progress,
         ):
-            peak = flops.measured_peak(config.model.dtype) * mesh.size
+            peak = flops.peak(config.model.dtype) * mesh.size
             run = Run(
                 config,
                 mesh,

@@ -32,7 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     ),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat_policy": ("none", "full", "dots", "offload"),
-    "model.attention": ("auto", "reference", "xla_chunked", "splash"),
+    "model.attention": ("auto", "reference", "xla_chunked", "splash", "triton"),
     "model.mask": ("causal", "image_bidirectional", "prefix"),
     "model.mlp": ("swiglu", "relu2"),
     "model.norm": ("rms", "layer"),

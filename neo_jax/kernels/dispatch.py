@@ -20,8 +20,8 @@ from neo_jax.model.mask import Intervals
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Intervals, float], jax.Array]
 
-AUTO = {"tpu": "splash", "gpu": "xla_chunked", "cpu": "xla_chunked"}  # what "auto" takes on a platform
-ONLY_ON = {"splash": "tpu"}  # kernels that compile for one platform only
+AUTO = {"tpu": "splash", "gpu": "triton", "cpu": "xla_chunked"}  # what "auto" takes on a platform
+ONLY_ON = {"splash": "tpu", "triton": "gpu"}  # kernels that compile for one platform only
 
 
 def dispatch(name: str, kernels: Mapping[str, Attend]) -> Attend:

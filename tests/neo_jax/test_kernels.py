@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 from neo_jax.errors import UserError
 from neo_jax.kernels.chunked import xla_chunked
 from neo_jax.kernels.splash import MAX_KEYS, _inside, _pack, _tables, splash
+from neo_jax.kernels.triton import Tile, Tiles, _reached_by, triton
 from neo_jax.model.attention import reference
 from neo_jax.model.mask import MASKS, Intervals, dense
 
@@ -67,6 +68,8 @@ def check(attend, intervals: Intervals, keys: int, heads: tuple[int, int], rng: 
 
 BLOCKED = {block: partial(xla_chunked, block=block) for block in (8, 16, 64)}
 SPLASH = partial(splash, block=128, interpret=True)
+TILES = Tiles(Tile(16, 32, 4, 1), Tile(32, 16, 4, 1), Tile(16, 16, 4, 1))
+TRITON = partial(triton, tiles=TILES, interpret=True)
 
 
 @settings(deadline=None, max_examples=40)
@@ -86,10 +89,11 @@ def test_chunked_any_interval(seed):
     check(BLOCKED[16], Intervals(jnp.asarray(start), jnp.asarray(end)), 70, (4, 2), rng)
 
 
-def test_chunked_of_nothing_is_zero():
+@pytest.mark.parametrize("attend", [BLOCKED[8], TRITON])
+def test_of_nothing_is_zero(attend):
     empty = Intervals(jnp.full((1, 5), 3, jnp.int32), jnp.full((1, 5), 3, jnp.int32))
     ones = jnp.ones((1, 5, 2, D_V))
-    out, gradients = value_and_gradients(BLOCKED[8], (ones, ones, ones), empty, ones)
+    out, gradients = value_and_gradients(attend, (ones, ones, ones), empty, ones)
     assert not np.any(out)
     assert not any(np.any(gradient) for gradient in gradients)
 
@@ -103,7 +107,12 @@ def test_chunked_bfloat16_keeps_a_float32_softmax():
 
 
 @pytest.mark.parametrize("document", [64, 256])
-def test_chunked_visits_live_blocks_only(document):
+@pytest.mark.parametrize(
+    "kernel",
+    [partial(xla_chunked, block=32), partial(TRITON, tiles=Tiles(*[Tile(32, 32, 4, 1)] * 3))],
+    ids=["xla_chunked", "triton"],
+)
+def test_visits_live_blocks_only(kernel, document):
     """Keys outside the visited blocks do not matter, whatever they hold: not even NaN gets through."""
     L, block = 256, 32
     ids = jnp.arange(L, dtype=jnp.int32)[None] // document
@@ -111,7 +120,7 @@ def test_chunked_visits_live_blocks_only(document):
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(1, L, 1, 8)), jnp.float32) for _ in range(3))
     expected = reference(q, k, v, intervals, 1.0)
-    attend = jax.jit(partial(xla_chunked, scale=1.0, block=block))
+    attend = jax.jit(partial(kernel, scale=1.0))
     for start in range(0, L, block):
         low, high = start // document * document, start + block  # what the block of queries attends
         poisoned = [jnp.full_like(x, jnp.nan).at[:, low:high].set(x[:, low:high]) for x in (k, v)]
@@ -196,3 +205,56 @@ def test_splash_tables(seed, kind):
     np.testing.assert_array_equal(fetched, live.sum(axis=1))
     fetched = [np.unique(column).size for column in np.asarray(backward.data_next[0]).T]
     np.testing.assert_array_equal(fetched, live.sum(axis=0))
+
+
+@settings(max_examples=20)
+@given(SEEDS, HEADS, st.sampled_from([*MASKS]))
+def test_triton(seed, heads, kind):
+    rng = np.random.default_rng(seed)
+    check(TRITON, intervals_of(rng, 2, 50, kind), 50, heads, rng)
+
+
+@settings(max_examples=20)
+@given(SEEDS)
+def test_triton_any_interval(seed):
+    """No order among intervals, more keys than queries, and queries that see nothing."""
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, 70, (2, 33)).astype(np.int32)
+    end = np.minimum(start + rng.integers(0, 40, start.shape), 70).astype(np.int32)
+    check(TRITON, Intervals(jnp.asarray(start), jnp.asarray(end)), 70, (4, 2), rng)
+
+
+@settings(max_examples=30)
+@given(SEEDS, st.sampled_from([*MASKS]))
+def test_triton_gradients_of_keys_visit_the_blocks_that_reach_them(seed, kind):
+    """Of documents, which are contiguous, not one block more than the dense mask has a pair in."""
+    length, tile = 96, Tile(8, 16, 4, 1)
+    intervals = intervals_of(np.random.default_rng(seed), 2, length, kind)
+    mask = np.asarray(dense(intervals, length))
+    live = mask.reshape(2, length // tile.queries, tile.queries, length // tile.keys, tile.keys).any(
+        axis=(2, 4)
+    )
+    first, stop = map(np.asarray, _reached_by(intervals, tile, length))
+    np.testing.assert_array_equal(stop - first, live.sum(axis=1))
+    np.testing.assert_array_equal(first, live.argmax(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels"), [("bfloat16", (256, 128)), ("bfloat16", (128, 128)), ("float32", (24, 12))]
+)
+def test_triton_lowers_without_a_gpu(dtype, channels):
+    """To Triton's code for the three kernels, in tiles of every shipped size; it runs on GPUs only."""
+    q, k, v = (
+        jax.ShapeDtypeStruct((2, 1000, heads, size), dtype)
+        for heads, size in ((4, channels[0]), (2, channels[0]), (2, channels[1]))
+    )
+    ids = jax.ShapeDtypeStruct((2, 1000), jnp.int32)
+
+    def loss(q, k, v, start, end):
+        return triton(q, k, v, Intervals(start, end), 0.1).astype(jnp.float32).sum()
+
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, v, ids, ids)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    for name in ("attention_forward", "attention_backward_queries", "attention_backward_keys"):
+        assert name in text
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == 3
