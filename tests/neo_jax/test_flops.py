@@ -1,5 +1,7 @@
 """Counted FLOPs against a count by hand and against XLA's cost analysis."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -47,3 +49,12 @@ def test_against_xla(monkeypatch):
         ours, rel=0.25
     )  # XLA adds norms, softmax, rotations and the optimizer's share
     assert counted > ours
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"), [("NVIDIA H100 80GB HBM3", 989e12), ("TPU v6 lite", 918e12), ("TPU7x", 2307e12 / 2)]
+)
+def test_peak_of_a_known_chip_is_the_published_one(monkeypatch, kind, peak):
+    """Per device: a TPU7x chip has two."""
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
+    assert flops.peak("bfloat16") == peak
