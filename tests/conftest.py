@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before jax is imported; commands that tests start inherit it. Tests compile the same small programs again
@@ -12,6 +12,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# They compile far more than they compute: no optimisations, and loops as XLA emitted them before it had
+# emitters of fusions, which takes a third of the time.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 # The TPU compiler in libtpu is used without a TPU, and by several processes when tests run beside each other.
 os.environ["TPU_SKIP_MDS_QUERY"] = os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
@@ -24,6 +28,8 @@ from ml_collections import FrozenConfigDict
 from tests import golden_files
 
 ROOT = Path(__file__).parent.parent
+# Test files that take longest. They are dealt first, as a long one dealt last would keep one process waiting.
+LONGEST = ("test_train.py", "test_faults.py", "test_processes.py", "test_step.py", "test_train_web.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,13 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("neo_jax")
     # Set here and not in the environment, so that commands started by tests see one device, as users do.
     jax.config.update("jax_num_cpu_devices", 4)
-    # Tests compile far more than they compute.
-    jax.config.update("jax_disable_most_optimizations", True)
     # [D] + [B, D] by accident is the commonest silent shape bug; broadcasting must be written out.
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     for item in items:
         if "golden_dir" in getattr(item, "fixturenames", ()):
             item.add_marker("golden")

@@ -9,16 +9,12 @@ from neo_jax import metrics
 from neo_jax.errors import EXIT_OK
 
 ROOT = Path(__file__).parents[2]
-# The programs are small and used once: compiling them well would take longer than running them badly.
-COMPILING = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def start(command, count, log, more=None):
     """A group of processes, their output in a file; `more` are arguments of single ones."""
     commands = local.processes(command, count, local.free_port())
-    commands = [
-        (argv + (more or {}).get(index, []), env | COMPILING) for index, (argv, env) in enumerate(commands)
-    ]
+    commands = [(argv + (more or {}).get(index, []), env) for index, (argv, env) in enumerate(commands)]
     return local.Processes(commands, log.open("a"))
 
 
