@@ -45,6 +45,15 @@ class Setup:
         return state, np.array(losses), metrics
 
 
+BATCHES = [rows.batch(seed, rows=4) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def straight():
+    """State, losses and last metrics after BATCHES, on one device and each taken at once."""
+    return Setup().run(BATCHES)
+
+
 def assert_close(tree, other, atol=2e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), tree, other)
 
@@ -75,11 +84,10 @@ def test_packed_equals_unpacked():
     assert sums["attended_pairs"] == alone_sums["attended_pairs"]
 
 
-def test_accumulated_equals_one_batch():
-    batches = [rows.batch(seed, rows=4) for seed in range(3)]
-    state, losses, metrics = Setup().run(batches)
+def test_accumulated_equals_one_batch(straight):
+    state, losses, metrics = straight
     for parts in (2, 4):
-        parted, parted_losses, parted_metrics = Setup(accumulate=parts, batch_size=4).run(batches)
+        parted, parted_losses, parted_metrics = Setup(accumulate=parts, batch_size=4).run(BATCHES)
         np.testing.assert_allclose(parted_losses, losses, rtol=1e-5)
         assert_close(parted.params, state.params)
         assert_close(parted_metrics["source_loss"], metrics["source_loss"], atol=1e-3)
@@ -95,11 +103,8 @@ def test_accumulated_equals_one_batch():
         {"tensor": 2, "context": 2},
     ],
 )
-def test_sharded_equals_unsharded(axes):
-    batches = [rows.batch(seed, rows=4) for seed in range(3)]
-    setup = Setup()
-    expected, losses, _ = setup.run(batches)
-
+def test_sharded_equals_unsharded(straight, axes):
+    setup, (expected, losses, _) = Setup(), straight
     config = base.mesh()
     config.update(num_devices=4, **axes)
     mesh = mesh_lib.make(config)
@@ -107,7 +112,7 @@ def test_sharded_equals_unsharded(axes):
         shardings = mesh_lib.state_shardings(mesh, setup.specs, jax.eval_shape(setup.state))
         state = jax.jit(setup.state, out_shardings=shardings)()
         step = jax.jit(setup.step(), donate_argnums=0)
-        for batch, loss in zip(batches, losses, strict=True):
+        for batch, loss in zip(BATCHES, losses, strict=True):
             state, metrics = step(state, mesh_lib.put_batch(mesh, batch))
             np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     assert_close(state.params, expected.params)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 12
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def command(quickstart_data):
     """Function workdir, overrides -> argv of a short run with both stages and frequent saves."""
 
@@ -34,6 +34,8 @@ def command(quickstart_data):
             "stage.align.warmup_steps": 2,
             "stage.full.warmup_steps": 2,
             "stage.full.steps": STEPS - 4,
+            "stage.full.schedule": "wsd",
+            "stage.full.cooldown_share": 0.5,
             "train.save_every": 3,
             "train.log_every": 1,
             "eval.splits": "dev",
@@ -47,6 +49,20 @@ def command(quickstart_data):
 
 def run(argv, **kwargs):
     return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=600, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def straight(command, tmp_path_factory):
+    """The workdir of a run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    assert run(command(workdir)).returncode == EXIT_OK
+    return workdir
+
+
+@pytest.fixture
+def finished(straight, tmp_path):
+    """A copy of it, to write into."""
+    return shutil.copytree(straight, tmp_path / "run")
 
 
 def logged(workdir):
@@ -82,9 +98,8 @@ def assert_same_run(workdir, other):
     jax.tree.map(np.testing.assert_array_equal, state, other_state)
 
 
-def test_killed_twice_and_resumed_equals_straight(command, tmp_path):
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert run(command(straight)).returncode == EXIT_OK
+def test_killed_twice_and_resumed_equals_straight(command, straight, tmp_path):
+    killed = tmp_path / "killed"
     assert [line["step"] for line in logged(straight) if "loss" in line] == list(range(1, STEPS + 1))
     for step in sorted(random.sample(range(2, STEPS), 2)):
         process = subprocess.Popen(
@@ -102,30 +117,22 @@ def test_killed_twice_and_resumed_equals_straight(command, tmp_path):
     assert_same_run(straight, killed)
 
 
-WSD = ("--config.stage.full.schedule=wsd", "--config.stage.full.cooldown_share=0.5")
-
-
-def test_a_branch_equals_a_run_of_its_own(command, tmp_path):
+def test_a_branch_equals_a_run_of_its_own(command, straight, tmp_path):
     """A shorter run that starts from a longer one's checkpoint, before either cools down, is the same run."""
-    longer = (
-        "--config.stage.full.steps=14",
-        "--config.train.keep_steps=8,5",
-        *WSD,
-    )  # cools down from step 11
+    longer = ("--config.stage.full.steps=14", "--config.train.keep_steps=8,5")  # cools down from step 11
     assert run(command(tmp_path / "trunk", *longer)).returncode == EXIT_OK
     kept = {path.name for path in (tmp_path / "trunk/checkpoints").iterdir()}
     assert kept == {"5", "8", "15", "18"}
-    assert run(command(tmp_path / "straight", *WSD)).returncode == EXIT_OK
     branch = f"--config.branch={tmp_path}/trunk/checkpoints/8"
-    assert run(command(tmp_path / "branch", branch, *WSD)).returncode == EXIT_OK
-    assert logged(tmp_path / "branch") == [line for line in logged(tmp_path / "straight") if line["step"] > 8]
-    states = [checkpoint(tmp_path / name) for name in ("branch", "straight")]
+    assert run(command(tmp_path / "branch", branch)).returncode == EXIT_OK
+    assert logged(tmp_path / "branch") == [line for line in logged(straight) if line["step"] > 8]
+    states = [checkpoint(workdir) for workdir in (tmp_path / "branch", straight)]
     assert states[0][2].pop("config_hash") != states[1][2].pop("config_hash")
     assert states[0][2] == states[1][2]
     import jax
 
     jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
-    message = refused(command(tmp_path / "late", f"--config.branch={tmp_path}/trunk/checkpoints/15", *WSD))
+    message = refused(command(tmp_path / "late", f"--config.branch={tmp_path}/trunk/checkpoints/15"))
     assert "is not before the end of this run, step 12" in message
     message = refused(command(tmp_path / "none", f"--config.branch={tmp_path}/trunk"))
     assert "name a folder DIR/checkpoints/STEP" in message
@@ -231,28 +238,26 @@ def test_nan_loss_stops_past_the_limit(command, tmp_path):
     assert logged(tmp_path)[-1]["nonfinite_steps"] > 0
 
 
-def test_damaged_checkpoint_is_named(command, tmp_path):
-    assert run(command(tmp_path)).returncode == EXIT_OK
-    newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
+def test_damaged_checkpoint_is_named(command, finished):
+    newest = max((finished / "checkpoints").iterdir(), key=lambda path: int(path.name))
     for path in (newest / "state").rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(path.read_bytes()[:100])
-    result = run(command(tmp_path))  # Orbax's own threads also print here, so this is not `refused`
+    result = run(command(finished))  # Orbax's own threads also print here, so this is not `refused`
     assert result.returncode == EXIT_USER_ERROR
     (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert f"cannot restore checkpoint {newest}" in message and "delete that folder" in message
     shutil.rmtree(newest)
-    assert run(command(tmp_path)).returncode == EXIT_OK
+    assert run(command(finished)).returncode == EXIT_OK
 
 
-def test_other_data_is_refused_unless_allowed(command, tmp_path):
-    assert run(command(tmp_path)).returncode == EXIT_OK
-    step, _, record = checkpoint(tmp_path)
-    path = tmp_path / "checkpoints" / step / "_CHECKPOINT_METADATA"
+def test_other_data_is_refused_unless_allowed(command, finished):
+    step, _, record = checkpoint(finished)
+    path = finished / "checkpoints" / step / "_CHECKPOINT_METADATA"
     path.write_text(path.read_text().replace(record["data_hash"], "0" * 64))
-    message = refused(command(tmp_path))
+    message = refused(command(finished))
     assert f"checkpoint {step} is of data {'0' * 64}, but" in message and "--allow_data_change" in message
-    assert run(command(tmp_path, "--allow_data_change")).returncode == EXIT_OK
+    assert run(command(finished, "--allow_data_change")).returncode == EXIT_OK
 
 
 def test_truncated_shard_is_named(command, quickstart_data, tmp_path):
