@@ -80,6 +80,12 @@ def model(request):
     return model
 
 
+@pytest.fixture(scope="module")
+def prefix(model):
+    """The prompts, read."""
+    return jax.jit(functools.partial(decode.read_prompts, model))(batch_of(model, prompts()))
+
+
 @functools.lru_cache
 def full_forward(model):
     return jax.jit(lambda batch: model.logits(model(batch)))
@@ -95,9 +101,8 @@ def close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
 
 
-def test_prompt_logits(model):
+def test_prompt_logits(model, prefix):
     documents = prompts()
-    prefix = decode.read_prompts(model, batch_of(model, documents))
     for b, logits in enumerate(full_logits(model, documents)):
         close(prefix.logits[b], logits[-1])
         assert prefix.lengths[b] == len(documents[b].tokens)
@@ -107,15 +112,17 @@ def test_prompt_logits(model):
 def test_extending_the_cache_equals_the_full_forward(model, chunks):
     documents, tail = prompts(), np.random.default_rng(2).integers(6, 64, (len(PROMPTS), sum(chunks)))
     batch = batch_of(model, documents)
-    _, caches = model.prefill(batch, batch["tokens"].shape[1] + sum(chunks))
+    size = batch["tokens"].shape[1] + sum(chunks)
+    _, caches = jax.jit(lambda batch: model.prefill(batch, size))(batch)
     lengths = np.array([len(document.tokens) for document in documents], np.int32)
     longer = [continued(d, text) for d, text in zip(documents, tail, strict=True)]
+    extend = jax.jit(model.extend)
     found, done = [], 0
     for size in chunks:
         steps = done + np.arange(size)
         coords = np.stack([coords_of(model, d)[-sum(chunks) :][steps] for d in longer])
         tokens, slots = tail[:, steps].astype(np.int32), (lengths[:, None] + steps).astype(np.int32)
-        hidden, caches = model.extend(tokens, jnp.asarray(coords), jnp.asarray(slots), caches)
+        hidden, caches = extend(tokens, jnp.asarray(coords), jnp.asarray(slots), caches)
         found.append(model.logits(hidden))
         done += size
     found = np.concatenate(found, axis=1)
@@ -132,27 +139,26 @@ def greedy_by_full_forwards(model, document, steps):
     return tokens
 
 
-def test_greedy(model):
+def test_greedy(model, prefix):
     documents, steps = prompts(), 6
     expected = [greedy_by_full_forwards(model, document, steps) for document in documents]
-    prefix = decode.read_prompts(model, batch_of(model, documents))
+    greedy = jax.jit(lambda stop: decode.greedy(model, prefix, stop_id=stop, max_new_tokens=steps))
     unused = next(token for token in range(64) if all(token not in row for row in expected))
-    found = decode.greedy(model, prefix, stop_id=unused, max_new_tokens=steps)
+    found = greedy(np.int32(unused))
     np.testing.assert_array_equal(found, expected)
 
     # A token of the first row as the stop: every row goes on to its own first occurrence of it.
     stop = expected[0][2]
-    found = np.asarray(decode.greedy(model, prefix, stop_id=stop, max_new_tokens=steps))
+    found = np.asarray(greedy(np.int32(stop)))
     for row, whole in zip(found, expected, strict=True):
         end = whole.index(stop) if stop in whole else steps
         assert row.tolist() == whole[:end] + [stop] * (steps - end)
 
 
-def test_scores_equal_full_forwards(model):
+def test_scores_equal_full_forwards(model, prefix):
     documents, rng = prompts(), np.random.default_rng(3)
     lengths = np.array([1, 4, 2, 6, 3], np.int32)
     tokens = rng.integers(6, 64, (len(lengths), 6)).astype(np.int32)
-    prefix = decode.read_prompts(model, batch_of(model, documents))
     found = jax.jit(lambda *args: decode.score_candidates(model, *args))(prefix, tokens, lengths)
     assert found.shape == (len(documents), len(lengths))
     for c, length in enumerate(lengths):
@@ -162,8 +168,7 @@ def test_scores_equal_full_forwards(model):
             close(found[b, c], log_p[np.arange(length), text].sum())
 
 
-def test_scores_of_single_tokens(model):
-    prefix = decode.read_prompts(model, batch_of(model, prompts()))
+def test_scores_of_single_tokens(model, prefix):
     found = decode.score_candidates(model, prefix, jnp.arange(64)[:, None], jnp.ones(64, jnp.int32))
     close(np.exp(found).sum(axis=1), 1.0)
     np.testing.assert_array_equal(found.argmax(axis=1), prefix.logits.argmax(axis=1))
