@@ -4,7 +4,6 @@ import html
 import json
 import math
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import pytest
 from data_pipelines.loader import read_drawings
 from data_pipelines.page import markup
 from neo_jax import stages as stages_lib, workdir as workdir_lib
-from neo_jax.report import charts
+from neo_jax.errors import main_guard
+from neo_jax.report import __main__ as command, charts
 from tests import browser
 
 HOSTILE = "<script>throw 'x'</script> & \"quotes\" <img src=x>"
@@ -110,11 +110,6 @@ def write_evaluation(workdir: Path, config) -> None:
     (workdir / "samples.json").write_text(json.dumps(samples))
 
 
-def run_report(workdir: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "neo_jax.report", f"--workdir={workdir}"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, quickstart_data) -> Path:
     """A finished run, and its report.html."""
@@ -122,8 +117,7 @@ def workdir(tmp_path_factory, quickstart_data) -> Path:
     workdir_lib.claim(workdir, quickstart_data)
     write_metrics(workdir, quickstart_data)
     write_evaluation(workdir, quickstart_data)
-    result = run_report(workdir)
-    assert result.returncode == 0, result.stderr
+    command.main([f"--workdir={workdir}"])
     return workdir
 
 
@@ -158,8 +152,7 @@ def test_captions_are_there_and_escaped(workdir):
 def test_without_evaluation_the_rest_is_there(workdir, tmp_path):
     for name in ("config.json", "metrics.jsonl"):
         shutil.copy(workdir / name, tmp_path)
-    result = run_report(tmp_path)
-    assert result.returncode == 0, result.stderr
+    command.main([f"--workdir={tmp_path}"])
     page = (tmp_path / "report.html").read_text()
     assert f"python -m neo_jax.evaluate --workdir={tmp_path}" in page
     assert "<polyline" in page
@@ -175,15 +168,20 @@ def test_without_evaluation_the_rest_is_there(workdir, tmp_path):
         (lambda folder: (folder / "metrics.jsonl").write_text("{\n{}\n"), "metrics.jsonl is damaged"),
     ],
 )
-def test_what_is_missing_or_damaged_is_said_in_one_line(workdir, tmp_path, damage, message):
+def test_what_is_missing_or_damaged_is_said_in_one_line(
+    workdir, tmp_path, damage, message, monkeypatch, capsys
+):
     for name in ("config.json", "metrics.jsonl", "eval.json"):
         shutil.copy(workdir / name, tmp_path)
     damage(tmp_path)
-    result = run_report(tmp_path)
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["report", f"--workdir={tmp_path}"])
+    with pytest.raises(SystemExit) as end:
+        main_guard(command.main)
+    said = capsys.readouterr().err
+    assert end.value.code == 1
+    assert said.startswith("error: ")
+    assert message in said
+    assert said.count("\n") == 1
     assert not (tmp_path / "report.html").exists()
 
 
