@@ -15,7 +15,7 @@ import jax
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from neo_jax.errors import UserError, main_guard
+from neo_jax.errors import SaveFailed, UserError, main_guard
 
 
 class Checkpoints:
@@ -76,9 +76,9 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(self._saving, error) from error
 
-    def _failed(self, step: int, error: Exception) -> UserError:
+    def _failed(self, step: int, error: Exception) -> SaveFailed:
         """Whatever the storage raised, told with its folder."""
-        return UserError(f"saving checkpoint {self.folder / str(step)} failed: {_first_line(error)}")
+        return SaveFailed(f"saving checkpoint {self.folder / str(step)} failed: {_first_line(error)}")
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """A checkpoint's arrays, with the shapes, dtypes and shardings of `like`, and its JSON record.

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import os
 import socket
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
@@ -25,7 +24,7 @@ from jax._src import (
 from ml_collections import ConfigDict
 
 from neo_jax import mesh as mesh_lib
-from neo_jax.errors import ProcessLost, UserError
+from neo_jax.errors import ProcessLost, UserError, end_now
 
 NUM_PROCESSES, COORDINATOR, PROCESS_ID = "NEO_JAX_NUM_PROCESSES", "NEO_JAX_COORDINATOR", "NEO_JAX_PROCESS_ID"
 START_TIMEOUT_S = 300  # for all processes to call
@@ -185,9 +184,7 @@ def _join(environ: Mapping[str, str]) -> None:
 def leave(code: int) -> NoReturn:
     """Ends the process at once, with threads that still run and cannot be stopped."""
     jax.distributed.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    end_now(code)
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

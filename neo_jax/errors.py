@@ -10,6 +10,7 @@ which prints such an error as one line. Anything else is our own bug and keeps i
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -33,6 +34,10 @@ class UserError(ValueError):
     exit_code = EXIT_USER_ERROR
 
 
+class SaveFailed(UserError):
+    """A checkpoint could not be written (no permission, no space). Its threads may wait on for 20 minutes."""
+
+
 class ProcessLost(UserError):
     """Another process of the run did not come to where all meet: nobody's mistake, start all again."""
 
@@ -51,8 +56,17 @@ def main_guard(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
+        if isinstance(error, SaveFailed):
+            end_now(exit_code(error))
         sys.exit(exit_code(error))
     sys.exit(code)
+
+
+def end_now(code: int) -> NoReturn:
+    """Ends the process at once, with threads that still run and cannot be stopped."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def exit_code(error: BaseException) -> int:

@@ -284,3 +284,27 @@ def test_full_disk_keeps_the_checkpoints_before_it(command, tmp_path):
     assert len(errors) == 1 and "saving checkpoint" in errors[0], result.stderr
     assert "Traceback" not in result.stderr
     assert "params/patch_embed/patch/weight (192, 32) float32" in result.stdout
+
+
+def test_checkpoint_folder_that_turns_read_only_keeps_the_checkpoints_before(command, tmp_path):
+    """A mount of its own, in a namespace of its own, is made read-only once it holds a checkpoint."""
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    script = f"""
+        mount --bind {folder} {folder} || exit 99
+        {shlex.join(command(tmp_path / "run"))} &
+        until [ -d {folder}/3 ]; do kill -0 $! || exit 98; sleep 0.02; done
+        until mount -o remount,bind,ro {folder} 2>/dev/null; do sleep 0.02; done
+        wait $!
+        echo "exit code $?"
+        for step in $(ls {folder}); do
+            {sys.executable} -m neo_jax.checkpoint ls {folder}/$step || echo damaged $step
+        done
+    """
+    result = run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script])
+    assert "exit code 1" in result.stdout, result.stdout + result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "saving checkpoint" in errors[0] and "Read-only" in errors[0], result.stderr
+    assert "Traceback" not in result.stderr
+    assert "damaged" not in result.stdout
+    assert "params/patch_embed/patch/weight (192, 32) float32" in result.stdout
