@@ -56,9 +56,7 @@ def model() -> ConfigDict:
     c.init_std = 0.02  # normal init of matrices and embeddings
     c.dtype = "float32"  # compute dtype: "float32" or "bfloat16"; weights stay float32
     c.remat_policy = "none"  # kept for backward: all ("none"), layer inputs ("full"), "dots" too, "offload"
-    c.attention = (
-        "auto"  # kernel: "auto" (by platform), "reference", "xla_chunked", "splash" (TPU), "triton" (GPU)
-    )
+    c.attention = "auto"  # kernel: "auto" (by platform), "reference", "xla_chunked", "splash" (TPU), "triton"
     c.mask = "image_bidirectional"  # "causal", "image_bidirectional" or "prefix"
     c.sliding_window = 0  # keys a query sees before itself; 0 = all of its document
 
