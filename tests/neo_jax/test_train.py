@@ -30,6 +30,8 @@ def command(quickstart_data):
     def make(workdir, *overrides):
         fields = {
             "data.path": quickstart_data.data.path,
+            "stage.align.batch_size": 2,
+            "stage.full.batch_size": 2,
             "stage.align.steps": 4,
             "stage.align.warmup_steps": 2,
             "stage.full.warmup_steps": 2,
