@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.errors import Reject
-from data_pipelines.resample import pillow, simd
+from data_pipelines.resample import compiled, pillow, simd
 from data_pipelines.resize import RESIZES, Plan, Resize
 
 try:
@@ -242,12 +242,20 @@ def resize(image: Image.Image, height: int, width: int, rule: str = "neo") -> Im
     return pillow(image, height, width, RESIZES[rule].filter, RESIZES[rule].width_first)
 
 
-def _resized(image: Image.Image | np.ndarray, height: int, width: int, to: Resize) -> np.ndarray:
-    """An RGB image -> uint8 [height, width, 3]."""
+def _resized(
+    image: Image.Image | np.ndarray, rows: int, cols: int, height: int, width: int, to: Resize
+) -> np.ndarray:
+    """An RGB image, as rows x cols blocks of height x width pixels: uint8 [rows, cols, height, width * 3]."""
+    rule, new_height, new_width = RESIZES[to.rule], rows * height, cols * width
     if to.resampler == "simd":
-        return simd(np.asarray(image), height, width, RESIZES[to.rule].filter)
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    return np.asarray(resize(image, height, width, to.rule))
+        pixels = simd(np.asarray(image), new_height, new_width, rule.filter)
+    else:
+        blocks: np.ndarray = np.empty((rows, cols, height, width * 3), np.uint8)
+        if compiled(np.asarray(image), blocks, rule.filter, rule.width_first):
+            return blocks
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        pixels = np.asarray(resize(image, new_height, new_width, to.rule))
+    return pixels.reshape(rows, height, cols, width * 3).swapaxes(1, 2)
 
 
 def to_patches(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -298,19 +306,20 @@ def make_picture(
 
 def cut(image: Image.Image | np.ndarray, plan: Plan, to: Resize) -> np.ndarray:
     """An RGB image, or its uint8 [h, w, 3], resized and cut: uint8 [num_grids * rows * cols, patch_dim]."""
-    pixels = _resized(image, plan.height, plan.width, to)
+    side, tokens = to.side, plan.rows * plan.cols
     down, across = plan.tiles
-    tile_height, tile_width = plan.rows * to.side, plan.cols * to.side
+    tile_height, tile_width = plan.rows * side, plan.cols * side
     lacking = (down * tile_height - plan.height, across * tile_width - plan.width)
+    if plan.num_grids == 1 and not any(lacking):
+        return _resized(image, plan.rows, plan.cols, side, side, to).reshape(tokens, -1)
+    pixels = _resized(image, 1, 1, plan.height, plan.width, to).reshape(plan.height, plan.width, 3)
     if any(lacking):
         padding = ((0, lacking[0]), (0, lacking[1]), (0, 0))
         pixels = np.pad(pixels, padding, constant_values=RESIZES[to.rule].padding)
-    if plan.num_grids == 1:
-        return to_patches(pixels, to.side)
     tiles = pixels.reshape(down, tile_height, across, tile_width, 3).swapaxes(1, 2)
-    grids = [to_patches(tile, to.side) for tile in tiles.reshape(-1, tile_height, tile_width, 3)]
+    grids = [to_patches(tile, side) for tile in tiles.reshape(-1, tile_height, tile_width, 3)]
     if plan.thumbnail:
-        grids.append(to_patches(_resized(image, tile_height, tile_width, to), to.side))
+        grids.append(_resized(image, plan.rows, plan.cols, side, side, to).reshape(tokens, -1))
     return np.concatenate(grids)
 
 
