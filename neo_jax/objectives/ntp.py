@@ -88,7 +88,8 @@ def _forward(
     split = mesh_lib.partition(("batch", "length"))
     local = partial(_local, chunk=chunk, with_gradients=with_gradients)
     inputs = hidden_BLD, head_DV, targets_BL, weights_BL
-    if mesh.empty or mesh_lib.divisible(mesh, targets_BL.shape, split) != split:
+    # One device takes no collectives: on a CPU they copy the head and its gradient.
+    if mesh.size <= 1 or mesh_lib.divisible(mesh, targets_BL.shape, split) != split:
         ce, gradients = local(*inputs)
     else:
 
