@@ -60,6 +60,16 @@ def forget_programs() -> Iterator[None]:
     jax.clear_caches()
 
 
+@pytest.fixture
+def tpu_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Programs for TPUs are compiled as for use: what XLA's optimisations make of them is looked at."""
+    jax.jit(lambda: 0)()  # from here on this process's own XLA has read its flags
+    monkeypatch.delenv("XLA_FLAGS")  # libtpu ends a process over a flag that it does not know
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="session")
 def golden_dir() -> Callable[[str], Path]:
     """Function from a model family ("neo", ...) to the folder of its recorded truths.

@@ -15,12 +15,7 @@ from neo_jax.preflight import hlo
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 
 
-@pytest.fixture(autouse=True)
-def optimised():
-    """conftest.py turns XLA's optimisations off; here they are what is looked at."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+pytestmark = pytest.mark.usefixtures("tpu_compiler")
 
 
 def devices(name: str) -> list:

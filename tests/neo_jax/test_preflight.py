@@ -3,7 +3,6 @@
 import json
 import math
 
-import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -31,14 +30,6 @@ def small_config(**changes) -> FrozenConfigDict:
     c.stage.only = base.stage(10, batch_size=8, row_tokens=1024, row_patches=512, warmup_steps=1)
     c.update_from_flattened_dict(changes)
     return config_lib.resolve(c)
-
-
-@pytest.fixture
-def optimised():
-    """conftest.py turns XLA's optimisations off; here the optimised program is what is looked at."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.mark.parametrize("mask", ["causal", "image_bidirectional"])
@@ -99,7 +90,7 @@ window={size=2 pad=1_1 rhs_reversal=1}, dim_labels=b0f_i0o->b0f, metadata={op_na
     assert hlo.Module(text).flops() == 2 * 64 * 32 * (2 * 16)
 
 
-def test_step_of_a_small_config(optimised, capsys):
+def test_step_of_a_small_config(tpu_compiler, capsys):
     """Its memory, its FLOPs against a hand count, and every weight gathered."""
     result = search.check(small_config(), "only", V5E)
     D, N, K, d, F, V, layers = 256, 2, 1, 128, 512, 2048, 2
@@ -204,7 +195,7 @@ def test_out_of_memory_is_read_from_the_compiler():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "topology"), [("neo_2b", "v5e:4x4"), ("neo_9b", "v5p:4x4x4")])
-def test_shipped_configs(name, topology, optimised):
+def test_shipped_configs(name, topology, tpu_compiler):
     """The full sizes at 8k tokens per device: minutes each."""
     config = config_lib.load(str(ROOT / "configs" / f"{name}.py"))
     result = search.check(config, config.stages[-1], Target(hardware.parse(topology)))
