@@ -25,6 +25,7 @@ from configs import base, web
 
 def get_config():
     c = web.get_config("tiny")
+    c.model.num_layers, c.model.pre_buffer = 1, 0
     c.data.sources.photos = base.source("webdataset", {tars!r}, max_rejected=1.0)
     c.data.sources.again = base.source("webdataset", {tars!r}, max_rejected=1.0)
     c.data.tokenizer = {tokenizer!r}
