@@ -1,17 +1,22 @@
 """Intervals against the definition of the mask, position by position."""
 
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from neo_jax.model.mask import MASKS, dense, slide
 
+LENGTH = 67  # of the longest row drawn: one shape for all, as every other would be compiled anew
+
 
 @st.composite
 def rows(draw):
-    """One row of a batch: documents of runs of text and images, some text supervised, then padding."""
+    """One row: documents of runs of text and images, some text supervised, then padding."""
     segments, images, weights, image = [], [], [], 0
     for segment in range(1, draw(st.integers(1, 4)) + 1):
         for is_image in draw(st.lists(st.booleans(), min_size=1, max_size=4)):
@@ -21,10 +26,16 @@ def rows(draw):
             images += [image if is_image else 0] * length
             weights += [0.5 * draw(st.booleans()) for _ in range(length)]
     padding = [0] * draw(st.integers(0, 3))
-    ids = (jnp.asarray([x + padding], jnp.int32) for x in (segments, images))
+    ids = (np.array(x + padding, np.int32) for x in (segments, images))
     return dict(zip(("segment_ids", "image_ids"), ids, strict=True)) | {
-        "loss_weights": jnp.asarray([weights + padding], jnp.float32)
+        "loss_weights": np.array(weights + padding, np.float32)
     }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def dense_mask(kind, batch, window):
+    index = jnp.arange(LENGTH, dtype=jnp.int32)[None]
+    return dense(slide(MASKS[kind](batch), index, window), LENGTH)[0]
 
 
 def brute_force(kind, segments, images, weights):
@@ -48,10 +59,12 @@ def brute_force(kind, segments, images, weights):
 @hypothesis.given(row=rows(), window=st.integers(0, 5))
 @hypothesis.settings(max_examples=60, deadline=None)
 def test_intervals_equal_definition(kind, row, window):
-    expected = brute_force(kind, *(np.asarray(row[name][0]) for name in row))
-    length = expected.shape[0]
-    intervals = slide(MASKS[kind](row), jnp.arange(length, dtype=jnp.int32)[None], window)
+    expected = brute_force(kind, *row.values())
+    length = len(expected)
+    batch = {name: np.pad(x, (0, LENGTH - length))[None] for name, x in row.items()}
+    found = np.asarray(dense_mask(kind, batch, window))
     index = np.arange(length)
     if window:
         expected &= index[None] >= index[:, None] - window
-    np.testing.assert_array_equal(dense(intervals, length)[0], expected)
+    np.testing.assert_array_equal(found[:length, :length], expected)
+    assert not found[:length][row["segment_ids"] > 0, length:].any()
