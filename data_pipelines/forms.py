@@ -206,8 +206,10 @@ def clean(value: Any) -> str:
     if not isinstance(value, str | int | float):
         raise Reject("bad_record", f"a text is {type(value).__name__}")
     words = str(value).strip()
-    if any("\ud800" <= letter <= "\udfff" for letter in words):  # half a character, from JSON's \\ud83d
-        raise Reject("bad_text", "not UTF-8: half a surrogate pair")
+    try:
+        words.encode()
+    except UnicodeEncodeError as error:  # half a character, from JSON's \\ud83d
+        raise Reject("bad_text", "not UTF-8: half a surrogate pair") from error
     return words
 
 

@@ -115,7 +115,7 @@ def read_header(data: bytes, name: str = "image", limits: Limits = DEFAULT_LIMIT
     """Reads the header only. Raises Reject, naming the image, if it is not one or beyond the limits."""
     kind = sniff(data)
     quick = simplejpeg is not None and kind == "JPEG" and len(data) <= limits.max_bytes
-    if quick and data.find(b"Exif\0", 0, _EXIF_WITHIN) < 0:
+    if quick and not _may_have_exif(data):
         with contextlib.suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             _check_size(height, width, name, limits)
@@ -126,7 +126,19 @@ def read_header(data: bytes, name: str = "image", limits: Limits = DEFAULT_LIMIT
     return Header(kind, height, width, orientation, plain=False)
 
 
-_EXIF_WITHIN = 1 << 17  # bytes; it is one of the first segments, of at most 64 KB each
+def _may_have_exif(jpeg: bytes) -> bool:
+    """Whether Exif is among the segments before the picture, or these do not follow one another."""
+    at = 2
+    while jpeg[at : at + 1] == b"\xff" and (marker := jpeg[at + 1 : at + 2]) not in (b"", b"\xff"):
+        if marker == _SCAN:
+            return False
+        if marker == _APP1 and jpeg.startswith(b"Exif\0", at + 4):
+            return True
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return True
+
+
+_SCAN, _APP1 = b"\xda", b"\xe1"  # markers of a JPEG's segments (T.81, table B.1)
 
 
 def open_image(data: bytes, name: str = "image", limits: Limits = DEFAULT_LIMITS) -> Image.Image:

@@ -142,15 +142,24 @@ def stack(
     if len(rows) > batch_size:
         raise ValueError(f"{len(rows)} rows in a batch of {batch_size}")
     shapes = schema.batch_shapes(batch_size, row_tokens, row_patches, patch_dim)
-    batch = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    batch = {
+        # Most of a batch's bytes are patches, most of which are written: only the rest is set to 0.
+        name: np.empty(shape, dtype) if name == "patches" else np.zeros(shape, dtype)
+        for name, (shape, dtype) in shapes.items()
+    }
     batch["patch_index"] -= 1
     for b, row in enumerate(rows):
-        _fill_row({name: array[b] for name, array in batch.items()}, row, dropped)
+        used = _fill_row({name: array[b] for name, array in batch.items()}, row, dropped)
+        batch["patches"][b, used:] = 0
+    batch["patches"][len(rows) :] = 0
     return batch
 
 
-def _fill_row(arrays: dict[str, np.ndarray], row: Row, dropped: list[Dropped] | None) -> None:
-    """Writes documents one after the other; document, image and patch numbers count through the row."""
+def _fill_row(arrays: dict[str, np.ndarray], row: Row, dropped: list[Dropped] | None) -> int:
+    """Writes documents one after the other; document, image and patch numbers count through the row.
+
+    Returns the number of patches written.
+    """
     token, patch, image, segment = 0, 0, 0, 0
     for document in row:
         skip = document.num_separators if segment == 0 else 0
@@ -176,3 +185,4 @@ def _fill_row(arrays: dict[str, np.ndarray], row: Row, dropped: list[Dropped] | 
         arrays["patch_hw"][patch_span] = document.patch_hw
         token, patch = token + n, patch + p
         image += int(document.image_ids.max(initial=0))
+    return patch

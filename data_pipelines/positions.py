@@ -60,7 +60,8 @@ POSITIONS: dict[str, Positions] = {"1d": one_d, "thw": thw, "thw_split": thw, "m
 def _runs(image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns bool [n]: inside an image, its first position, its last position."""
     in_image = image_ids > 0
-    changes = np.diff(image_ids, prepend=-1, append=-1) != 0
+    changes: np.ndarray = np.ones(len(image_ids) + 1, bool)
+    np.not_equal(image_ids[1:], image_ids[:-1], out=changes[1:-1])
     return in_image, in_image & changes[:-1], in_image & changes[1:]
 
 

@@ -33,15 +33,9 @@ class WebDatasetSource(Source):
     def fields(self, raw: bytes) -> forms.Fields:
         """Members by name: `json` parsed, the others as bytes."""
         fields: dict[str, Any] = {}
-        try:
-            with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
-                for member in tar:
-                    match = _NAME.fullmatch(member.name)
-                    content = tar.extractfile(member)
-                    if match is not None and content is not None:
-                        fields[match[2].lower()] = content.read()
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            raise Reject("bad_record", f"damaged tar members: {error}") from error
+        for name, content in _plain_members(raw) or _any_members(raw):
+            if match := _NAME.fullmatch(name):
+                fields[match[2].lower()] = content
         if "json" in fields:
             fields["json"] = forms.parse_json(fields["json"])
         return fields
@@ -51,6 +45,50 @@ class WebDatasetSource(Source):
 
     def _identity(self) -> list[int]:
         return [file.size for file in self._files]
+
+
+def _any_members(raw: bytes) -> list[tuple[str, bytes]]:
+    """Names and contents of the files in a stretch of a tar. Raises Reject if it is damaged."""
+    members = []
+    try:
+        with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                if content is not None:
+                    members.append((member.name, content.read()))
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise Reject("bad_record", f"damaged tar members: {error}") from error
+    return members
+
+
+def _plain_members(raw: bytes) -> list[tuple[str, bytes]] | None:
+    """The same in a fifth of the time; None if there is a member that is not the usual kind, or damaged."""
+    members, at = [], 0
+    while at < len(raw):
+        header, start = raw[at : at + tarfile.BLOCKSIZE], at + tarfile.BLOCKSIZE
+        try:
+            size, checksum = (
+                int(field.partition(b"\0")[0], 8) for field in (header[124:136], header[148:156])
+            )
+        except ValueError:
+            return None
+        end = start + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        # The checksum counts itself as eight blanks.
+        if sum(header) - sum(header[148:156]) + 256 != checksum or not start <= end <= len(raw):
+            return None
+        kind, content = header[156:157], raw[start : start + size]
+        if kind in (tarfile.REGTYPE, tarfile.AREGTYPE) and not header[345]:  # there a long name would begin
+            name = header[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+            if name.endswith("/"):
+                return None
+            members.append((name, content))
+        elif kind != tarfile.XHDTYPE or not (time := _TIME.fullmatch(content)) or int(time[1]) != size:
+            return None
+        at = end
+    return members
+
+
+_TIME = re.compile(rb"(\d+) mtime=[\d.]+\n")  # attributes that webdataset writes before every member
 
 
 def _offsets(file: files.File) -> list[int]:
