@@ -86,6 +86,8 @@ def measure(num_photos: int, alternations: int) -> dict[str, Any]:
         **({"ratio_vs_energon": _ratio(rates, "ours", "energon")} if "energon" in rates else {}),
         "ratio_vs_bare": _ratio(rates, "ours", "bare_pillow"),
         "ratio_vs_bare_simd": _ratio(rates, "ours", "bare_simd"),
+        "ratio_vs_bare_pillow": _ratio(rates, "ours_pillow", "bare_pillow"),
+        "ratio_vs_bare_simd_pillow": _ratio(rates, "ours_pillow", "bare_simd"),
         "packing_efficiency": round(filled["two_budgets"]["tokens"], 4),
         "packing": filled,
         "row_tokens": ROW_TOKENS,

@@ -1,7 +1,7 @@
 """Ways to get from WebDataset tars to what a model takes; each is a pass over all photos, once.
 
 ours          records -> documents -> rows packed to two budgets, patches as uint8; the SIMD resize
-ours_pillow   the same with Pillow's resize, to the bit as the published models were trained
+ours_pillow   the same with Pillow's resize, compiled, to the bit as the published models were trained
 torch         torch DataLoader + webdataset, one worker: PIL decode and resize, the same tokenizer
 energon       the same decode, resize and tokenizer under Megatron-Energon's loader, where it is installed
 bare_pillow   nothing but decoding with libjpeg-turbo and resizing with Pillow, files in memory
