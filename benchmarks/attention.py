@@ -43,16 +43,21 @@ def dense(q: jax.Array, k: jax.Array, v: jax.Array, intervals: Intervals, scale:
     return jnp.moveaxis(out, 0, 1).reshape(B, L, N, D_V)
 
 
+def row(length: int, document: int) -> Intervals:
+    """One row of documents of `document` tokens, each with an image at its head."""
+    index = jnp.arange(length, dtype=jnp.int32)[None]
+    segment_ids = index // document + 1
+    image_ids = jnp.where(index % document < IMAGE, segment_ids, 0)
+    return image_bidirectional({"segment_ids": segment_ids, "image_ids": image_ids})
+
+
 def measure(length: int, document: int) -> dict[str, float]:
     """Times of one row of `length` tokens holding documents of `document` tokens."""
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (1, length, N, D_QK))
     k = jax.random.normal(keys[1], (1, length, K, D_QK))
     v = jax.random.normal(keys[2], (1, length, K, D_V))
-    index = jnp.arange(length, dtype=jnp.int32)[None]
-    segment_ids = index // document + 1
-    image_ids = jnp.where(index % document < IMAGE, segment_ids, 0)
-    intervals = image_bidirectional({"segment_ids": segment_ids, "image_ids": image_ids})
+    intervals = row(length, document)
 
     def compiled(attend: Callable) -> Callable:
         def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

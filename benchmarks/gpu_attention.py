@@ -19,13 +19,12 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import turns
-from benchmarks.attention import numbers
+from benchmarks.attention import numbers, row
 from neo_jax.kernels.chunked import xla_chunked
 from neo_jax.kernels.triton import triton
-from neo_jax.model.mask import Intervals, dense, image_bidirectional
+from neo_jax.model.mask import Intervals, dense
 
 N, K, D_V = 16, 8, 128
-IMAGE = 256  # tokens of the image at the head of every document
 CALLS = 10
 CLOSE = 0.03
 
@@ -35,14 +34,6 @@ def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, intervals: Intervals, scale:
     mask = dense(intervals, k.shape[1])[:, None]
     out = jax.nn.dot_product_attention(q, k, padded, mask=mask, scale=scale, implementation="cudnn")
     return out[..., : v.shape[-1]]
-
-
-def row(length: int, document: int) -> Intervals:
-    """One row of documents of `document` tokens, each with an image at its head."""
-    index = jnp.arange(length, dtype=jnp.int32)[None]
-    segment_ids = index // document + 1
-    image_ids = jnp.where(index % document < IMAGE, segment_ids, 0)
-    return image_bidirectional({"segment_ids": segment_ids, "image_ids": image_ids})
 
 
 def measure(length: int, document: int, channels: int) -> dict:

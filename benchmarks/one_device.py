@@ -43,7 +43,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1, help="of a batch")
     parser.add_argument("--attention", default="triton,xla_chunked")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    parser.set_defaults(config="configs/neo_2b.py")
     args = config_lib.parse_args(parser, sys.argv[1:], required=False)
     kind = jax.devices()[0].device_kind
     if hardware.of_device(kind) is None:
