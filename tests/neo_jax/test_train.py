@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 import shlex
 import shutil
@@ -21,6 +22,9 @@ from neo_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_OK, EXIT_USER_
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
+# Programs as users have them, not as conftest.py has them compiled for tests: a resumed run must equal these.
+QUICK_TO_COMPILE = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in QUICK_TO_COMPILE}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,9 @@ def command(quickstart_data):
 
 
 def run(argv, **kwargs):
-    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=600, **kwargs)
+    return subprocess.run(
+        argv, cwd=ROOT, capture_output=True, text=True, timeout=600, env=ENVIRONMENT, **kwargs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +111,7 @@ def test_killed_twice_and_resumed_equals_straight(command, straight, tmp_path):
     assert [line["step"] for line in logged(straight) if "loss" in line] == list(range(1, STEPS + 1))
     for step in sorted(random.sample(range(2, STEPS), 2)):
         process = subprocess.Popen(
-            command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
         )
         wait_for_step(killed, step, process)
         process.send_signal(signal.SIGKILL)
@@ -152,7 +158,9 @@ def test_totals_are_those_of_all_steps(smoke_workdir):
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(command, tmp_path):
-    process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
     wait_for_step(tmp_path, 5, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
