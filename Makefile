@@ -8,6 +8,9 @@ CONFIG ?= configs/quickstart.py
 # Test files are dealt to as many processes as there are cores, up to four (each holds up to 4 GB).
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
+# Chromium's packages come while pip installs.
+MAKEFLAGS += --jobs=2
+
 .PHONY: train setup setup-tests chromium test test-golden test-all lint clean
 
 train: setup
@@ -25,7 +28,7 @@ test-golden: setup-tests
 test-all: setup-tests lint
 	$(PYTEST)
 
-lint: setup-tests
+lint: $(VENV)/installed-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
