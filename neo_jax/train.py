@@ -183,7 +183,8 @@ def initial_state(
         return step_lib.initial_state(fresh, specs, stage, trainable)
 
     shardings = mesh_lib.state_shardings(mesh, specs, jax.eval_shape(make, params))
-    return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params)
+    options = xla_options.once(mesh)
+    return jax.jit(make, out_shardings=shardings, donate_argnums=0, compiler_options=options)(params)
 
 
 def start_params(
