@@ -1,5 +1,6 @@
 """The training command as a user runs it: exact resume, signals, and what it says when something is wrong."""
 
+import functools
 import itertools
 import json
 import os
@@ -12,13 +13,15 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from neo_jax import metrics
+from data_pipelines.errors import DataError
+from neo_jax import allocator, distributed, mesh as mesh_lib, metrics, train
 from neo_jax.checkpoint import list_arrays
-from neo_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_OK, EXIT_USER_ERROR
+from neo_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_OK, EXIT_USER_ERROR, UserError
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
@@ -97,8 +100,6 @@ def wait_for_step(workdir, step, process):
 
 
 def assert_same_run(workdir, other):
-    import jax
-
     assert logged(workdir) == logged(other)
     (step, state, record), (other_step, other_state, other_record) = checkpoint(workdir), checkpoint(other)
     assert step == other_step == str(STEPS)
@@ -125,7 +126,7 @@ def test_killed_twice_and_resumed_equals_straight(command, straight, tmp_path):
     assert_same_run(straight, killed)
 
 
-def test_a_branch_equals_a_run_of_its_own(command, straight, tmp_path):
+def test_a_branch_equals_a_run_of_its_own(command, straight, refused_here, tmp_path):
     """A shorter run that starts from a longer one's checkpoint, before either cools down, is the same run."""
     longer = ("--config.stage.full.steps=14", "--config.train.keep_steps=8,5")  # cools down from step 11
     assert run(command(tmp_path / "trunk", *longer)).returncode == EXIT_OK
@@ -137,12 +138,10 @@ def test_a_branch_equals_a_run_of_its_own(command, straight, tmp_path):
     states = [checkpoint(workdir) for workdir in (tmp_path / "branch", straight)]
     assert states[0][2].pop("config_hash") != states[1][2].pop("config_hash")
     assert states[0][2] == states[1][2]
-    import jax
-
     jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
-    message = refused(command(tmp_path / "late", f"--config.branch={tmp_path}/trunk/checkpoints/15"))
+    message = refused_here(command(tmp_path / "late", f"--config.branch={tmp_path}/trunk/checkpoints/15"))
     assert "is not before the end of this run, step 12" in message
-    message = refused(command(tmp_path / "none", f"--config.branch={tmp_path}/trunk"))
+    message = refused_here(command(tmp_path / "none", f"--config.branch={tmp_path}/trunk"))
     assert "name a folder DIR/checkpoints/STEP" in message
 
 
@@ -211,6 +210,22 @@ def refused(argv, **kwargs):
     return lines[0]
 
 
+@pytest.fixture
+def refused_here(monkeypatch):
+    """As `refused`, without the seconds that a process takes to start: argv -> what `main` raises."""
+    # JAX runs already, with more devices than a command has; and freed memory is given back as before.
+    monkeypatch.setattr(distributed, "start", lambda mesh: distributed.Group(0, 1, "here"))
+    monkeypatch.setattr(mesh_lib, "make", functools.partial(mesh_lib.make, devices=jax.devices()[:1]))
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: None)
+
+    def refused_here(argv):
+        with pytest.raises((UserError, DataError)) as error:
+            train.main(argv[3:])
+        return str(error.value)
+
+    return refused_here
+
+
 def test_workdir_of_another_config_is_refused_with_the_difference(command, smoke_workdir):
     before = (smoke_workdir / "config.json").read_bytes()
     message = refused(command(smoke_workdir, "--config.model.num_layers=4"))
@@ -218,18 +233,18 @@ def test_workdir_of_another_config_is_refused_with_the_difference(command, smoke
     assert (smoke_workdir / "config.json").read_bytes() == before
 
 
-def test_workdir_that_is_a_file(command, tmp_path):
+def test_workdir_that_is_a_file(command, refused_here, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "is a file; name a folder" in refused(command(tmp_path / "file"))
+    assert "is a file; name a folder" in refused_here(command(tmp_path / "file"))
 
 
-def test_unwritable_workdir(command, tmp_path):
+def test_unwritable_workdir(command, refused_here):
     """Inside a folder that even root cannot write to."""
-    assert "--workdir=/proc/neo_jax cannot be made" in refused(command("/proc/neo_jax"))
+    assert "--workdir=/proc/neo_jax cannot be made" in refused_here(command("/proc/neo_jax"))
 
 
-def test_pattern_that_matches_nothing_is_refused(command, tmp_path):
-    message = refused(command(tmp_path / "run", "--config.stage.align.trainable=encoder/.*"))
+def test_pattern_that_matches_nothing_is_refused(command, refused_here, tmp_path):
+    message = refused_here(command(tmp_path / "run", "--config.stage.align.trainable=encoder/.*"))
     assert "'encoder/.*' matches no parameter" in message
 
 
@@ -270,12 +285,12 @@ def test_other_data_is_refused_unless_allowed(command, finished):
     assert run(command(finished, "--allow_data_change")).returncode == EXIT_OK
 
 
-def test_truncated_shard_is_named(command, quickstart_data, tmp_path):
+def test_truncated_shard_is_named(command, refused_here, quickstart_data, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(quickstart_data.data.path, data)
     shard = next((data / "train").glob("noto-*"))
     shard.write_bytes(shard.read_bytes()[:-1000])
-    message = refused(command(tmp_path / "run", f"--config.data.path={data}"))
+    message = refused_here(command(tmp_path / "run", f"--config.data.path={data}"))
     assert shard.name in message
 
 
