@@ -66,10 +66,12 @@ def run(hf: pathlib.Path, case: pathlib.Path | None) -> dict[str, Any]:
 def outputs(source: Source, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Our logits, float32 [B, L, V], and the stream, [B, L, D] each as in Case.hidden.
 
-    Text and visual tokens keep to no budgets here, so routed layers run without a cut (model/route.py).
+    Text and visual tokens keep to no budgets here, so routed layers run without a cut (model/route.py). An
+    export of ours says how it was trained; what is compared is float32 throughout.
     """
     config = source.model.copy_and_resolve_references()
     config.route.visual_share = 0.0
+    config.dtype, config.quantization = "float32", "none"
     model = Transformer(config)
     params = {path: jnp.asarray(source.load(path)) for path in source.specs}
 
