@@ -12,6 +12,7 @@ import re
 from neo_jax.errors import UserError
 
 GiB = 2**30
+_FP8 = ("f8e4m3fn", "f8e5m2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +22,14 @@ class Chip:
     name: str
     platform: str  # "tpu", "gpu" or "cpu"
     peak_bf16: float  # FLOP/s
-    peak_int8: float  # operations/s
+    peak_int8: float  # operations/s, of products whose operands are of `narrow_dtypes`
     hbm_bytes: float  # memory that a program may use
     hbm_bandwidth: float  # bytes/s
     ici_bandwidth: float  # bytes/s one way over all links of a chip (NVLink for GPUs)
     dcn_bandwidth: float  # bytes/s one way between slices (nodes), a chip's share of its host's
     chips_per_host: int
     devices_per_chip: int = 1  # JAX devices
+    narrow_dtypes: tuple[str, ...] = ("s8",)  # as XLA calls them
     torus_axes: int = 0  # dimensions of the interconnect; 0 = a switch
     wraps_from: int = (
         0  # a torus dimension of this many chips, or its multiples, is a ring; shorter is a line
@@ -108,7 +110,8 @@ CHIPS = {
             name="tpu7x",
             platform="tpu",
             peak_bf16=2307e12,
-            peak_int8=4614e12,  # fp8; it has no faster int8
+            peak_int8=4614e12,
+            narrow_dtypes=_FP8,  # it has no faster int8
             hbm_bytes=2 * 94.74 * GiB,
             hbm_bandwidth=7380e9,
             ici_bandwidth=600e9,
@@ -131,6 +134,7 @@ CHIPS = {
             platform="gpu",
             peak_bf16=989e12,
             peak_int8=1979e12,
+            narrow_dtypes=("s8", *_FP8),
             hbm_bytes=80e9,
             hbm_bandwidth=3350e9,
             ici_bandwidth=450e9,
@@ -145,6 +149,7 @@ CHIPS = {
             platform="gpu",
             peak_bf16=989e12,
             peak_int8=1979e12,
+            narrow_dtypes=("s8", *_FP8),
             hbm_bytes=141e9,
             hbm_bandwidth=4800e9,
             ici_bandwidth=450e9,
@@ -159,6 +164,7 @@ CHIPS = {
             platform="gpu",
             peak_bf16=2250e12,
             peak_int8=4500e12,
+            narrow_dtypes=("s8", *_FP8),
             hbm_bytes=180e9,
             hbm_bandwidth=8000e9,
             ici_bandwidth=900e9,

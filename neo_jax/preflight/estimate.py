@@ -94,12 +94,14 @@ def estimate(
         kernel.times * _kernel_flops(kernel, start, end, mesh.context) for kernel in module.kernels()
     )
     hlo_flops = module.flops() + kernel_flops
+    narrow_flops = module.flops(chip.narrow_dtypes)
 
     shape = {axis: mesh[axis] for axis in ("data", "fsdp", "tensor", "context")}
     collectives = module.collectives()
     slices = target.num_slices
     seconds = {
-        "compute": hlo_flops * chip.devices_per_chip / chip.peak_bf16,
+        "compute": ((hlo_flops - narrow_flops) / chip.peak_bf16 + narrow_flops / chip.peak_int8)
+        * chip.devices_per_chip,
         "memory": module.traffic() * chip.devices_per_chip / chip.hbm_bandwidth,
         "interconnect": 0.0,
         "network": 0.0,

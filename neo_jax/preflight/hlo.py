@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -104,14 +104,21 @@ class Module:
         step = _added(_root(self.computations[body]).operands[int(counter)], self.computations[body])
         return math.ceil(float(limits[0].text) / step)
 
-    def flops(self) -> float:
-        """Multiply-adds count two; matrix products and convolutions only, no kernels."""
+    def flops(self, dtypes: Collection[str] | None = None) -> float:
+        """Multiply-adds count two; matrix products and convolutions only, no kernels.
+
+        With `dtypes`, only those both of whose operands are of one of these types.
+        """
         return sum(
             self.times[name] * _product_flops(instruction, computation)
             for name, computation in self.computations.items()
             if self.times[name]
             for instruction in computation.values()
             if instruction.opcode in ("convolution", "dot")
+            and (
+                dtypes is None
+                or {computation[x].shapes[0].dtype for x in instruction.operands[:2]} <= {*dtypes}
+            )
         )
 
     def collectives(self) -> list[Collective]:
