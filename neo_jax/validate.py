@@ -31,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         *("qwen3", "qwen2", "mistral", "llama", "internlm2"),
     ),
     "model.dtype": ("float32", "bfloat16"),
+    "model.quantization": ("none", "int8", "fp8"),
     "model.remat_policy": ("none", "full", "dots", "offload"),
     "model.attention": ("auto", "reference", "xla_chunked", "splash", "triton"),
     "model.mask": ("causal", "image_bidirectional", "prefix"),

@@ -20,6 +20,7 @@ from neo_jax.model.coords import COORDS, Rotary, Segments, rotate
 from neo_jax.model.linear import Linear
 from neo_jax.model.mask import Intervals, dense
 from neo_jax.model.norm import NORMS
+from neo_jax.model.quantized import product
 from neo_jax.model.route import Routing, apply, routed
 from neo_jax.params import normal, zeros
 
@@ -74,7 +75,7 @@ class QKV(nnx.Module):
 
         def project(side: str, outputs: dict[str, int]) -> Linear:
             bias_init = zeros if side in config.attention_bias else None
-            return Linear(embed, outputs, normal(config.init_std), bias_init)
+            return Linear(embed, outputs, normal(config.init_std), bias_init, product(config.quantization))
 
         coords = COORDS[config.coords.kind](config.coords, d)
         self.q, self.k, self.v = project("q", queries), project("k", keys), project("v", keys)
@@ -121,7 +122,8 @@ class Attention(nnx.Module):
         def out() -> Linear:
             inputs = {"heads": config.num_heads, "head_dim": config.head_dim}
             bias_init = zeros if "o" in config.attention_bias else None
-            return Linear(inputs, {"embed": config.hidden_size}, normal(config.init_std), bias_init)
+            outputs, matmul = {"embed": config.hidden_size}, product(config.quantization)
+            return Linear(inputs, outputs, normal(config.init_std), bias_init, matmul)
 
         self.qkv = routed(config.route.attention, lambda: QKV(config))
         self.o = routed(config.route.attention, out)

@@ -10,6 +10,7 @@ from neo_jax.model.coords import Rotary
 from neo_jax.model.linear import Linear
 from neo_jax.model.mask import Intervals
 from neo_jax.model.norm import NORMS
+from neo_jax.model.quantized import product
 from neo_jax.model.route import Routing, apply, routed
 from neo_jax.params import normal, zeros
 
@@ -38,13 +39,16 @@ MLPS = {"swiglu": SwiGLU, "relu2": ReluSquared}
 
 
 def _up(config: ConfigDict) -> Linear:
-    bias_init = zeros if config.mlp_bias else None
-    return Linear({"embed": config.hidden_size}, {"mlp": config.mlp_size}, normal(config.init_std), bias_init)
+    return _linear(config, {"embed": config.hidden_size}, {"mlp": config.mlp_size})
 
 
 def _down(config: ConfigDict) -> Linear:
+    return _linear(config, {"mlp": config.mlp_size}, {"embed": config.hidden_size})
+
+
+def _linear(config: ConfigDict, inputs: dict[str, int], outputs: dict[str, int]) -> Linear:
     bias_init = zeros if config.mlp_bias else None
-    return Linear({"mlp": config.mlp_size}, {"embed": config.hidden_size}, normal(config.init_std), bias_init)
+    return Linear(inputs, outputs, normal(config.init_std), bias_init, product(config.quantization))
 
 
 class Block(nnx.Module):

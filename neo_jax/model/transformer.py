@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from ml_collections import ConfigDict
 
 from neo_jax.mesh import constrain
+from neo_jax.model import quantized
 from neo_jax.model.attention import Cache
 from neo_jax.model.block import Block
 from neo_jax.model.coords import COORDS, Rotary, rotary
@@ -32,7 +33,10 @@ _POLICIES = jax.checkpoint_policies
 REMAT_POLICIES = {
     "none": None,  # everything is kept
     "full": _POLICIES.nothing_saveable,  # only the layer's input
-    "dots": _POLICIES.dots_with_no_batch_dims_saveable,  # products with weights too
+    "dots": _POLICIES.save_from_both_policies(  # products with weights too
+        _POLICIES.dots_with_no_batch_dims_saveable,
+        _POLICIES.save_only_these_names(quantized.CHECKPOINT_NAME),
+    ),
     "offload": _POLICIES.save_and_offload_only_these_names(  # the layer's input, in the host's memory
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=["residual"],
