@@ -2,7 +2,8 @@
 
 XLA allocates a step's temporaries as one block, larger than the state, and frees it when the step is done. By
 default glibc then returns it to the system, which hands out every page again, zeroed, at first touch: a sixth
-of a step on an idle machine, and half on one that shares its memory.
+of a step on an idle machine, and half on one that shares its memory. And a step that is dispatched before the
+last one's thread has freed its block takes a second block, at a place that was never touched.
 """
 
 import ctypes
@@ -28,3 +29,5 @@ def keep_freed_memory() -> None:
     mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)
+    # Steps run in the thread that calls them, which returns when their block is free.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
