@@ -38,13 +38,15 @@ def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def return_freed_memory() -> None:
-    """Has the C library (glibc) give every freed piece of a megabyte or more back to the system at once.
+    """Has the C library (glibc) return freed memory to the system: all that is free now, large pieces always.
 
-    By itself it comes to keep pieces of up to 32 MB, which over a few parameters add up to another one.
+    By itself it keeps pieces of up to 32 MB, and what each of the threads that compress and write has freed:
+    over a few parameters, on a slow disk, that is more than a parameter itself.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # other C libraries have no such setting
-        mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # other C libraries have no such settings
+        libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+        libc.malloc_trim(0)
 
 
 def save(checkpoint: pathlib.Path, params: Iterable[tuple[str, np.ndarray]], record: dict[str, Any]) -> None:
@@ -55,7 +57,6 @@ def save(checkpoint: pathlib.Path, params: Iterable[tuple[str, np.ndarray]], rec
         record: JSON to keep with the checkpoint.
     """
     checkpoint = checkpoint.absolute()
-    return_freed_memory()
     logging.set_verbosity(logging.FATAL)  # Orbax warns of every parameter that it is not in OCDBT
     context = ocp.Context()
     context.memory.deepcopy_host_arrays = False
@@ -66,16 +67,17 @@ def save(checkpoint: pathlib.Path, params: Iterable[tuple[str, np.ndarray]], rec
         for path, values in params:
             ocp.partial.save(checkpoint, {"params": {path: values}}, custom_metadata=record)
             del values  # before the next is made
+            return_freed_memory()
         ocp.partial.finalize(checkpoint)
 
 
 def loader(checkpoint: pathlib.Path) -> Callable[[str], np.ndarray]:
     """path -> parameter, as a NumPy array read from a checkpoint folder, one at a time."""
-    return_freed_memory()
     checkpoint = checkpoint.absolute()
     metadata = ocp.checkpointables_metadata(checkpoint).metadata["state"]["params"]
 
     def load(path: str) -> np.ndarray:
+        return_freed_memory()
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         context.memory.read_concurrent_bytes = 4 * CHUNK_BYTES
