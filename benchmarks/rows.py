@@ -35,7 +35,7 @@ def caption(rng: np.random.Generator, model: ConfigDict, grid: tuple[int, int], 
         targets=np.append(tokens[1:], 0).astype(np.int32),
         loss_weights=predicts.astype(np.float32),
         patch_hw=places,
-        load_patches=lambda: pixels,
+        load_patches=lambda out=None: pixels,
     )
 
 

@@ -10,7 +10,6 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from data_pipelines.errors import Reject
 from data_pipelines.resample import compiled, pillow, simd
 from data_pipelines.resize import RESIZES, Plan, Resize
+from data_pipelines.schema import LoadPatches
 
 try:
     import simplejpeg
@@ -62,7 +62,7 @@ class Picture:
 
     rows: int
     cols: int
-    load_patches: Callable[[], np.ndarray]  # -> uint8 [num_grids * rows * cols, patch_dim]
+    load_patches: LoadPatches  # num_grids * rows * cols of them
     num_grids: int = 1  # tiles, where the family cuts pictures into tiles
     scale: float = 1.0  # height after resizing / height of the file
 
@@ -254,20 +254,18 @@ def resize(image: Image.Image, height: int, width: int, rule: str = "neo") -> Im
     return pillow(image, height, width, RESIZES[rule].filter, RESIZES[rule].width_first)
 
 
-def _resized(
-    image: Image.Image | np.ndarray, rows: int, cols: int, height: int, width: int, to: Resize
-) -> np.ndarray:
+def _resize_into(blocks: np.ndarray, image: Image.Image | np.ndarray, to: Resize) -> None:
     """An RGB image, as rows x cols blocks of height x width pixels: uint8 [rows, cols, height, width * 3]."""
-    rule, new_height, new_width = RESIZES[to.rule], rows * height, cols * width
+    rows, cols, height, width = blocks.shape
+    rule, new_height, new_width = RESIZES[to.rule], rows * height, cols * width // 3
     if to.resampler == "simd":
         pixels = simd(np.asarray(image), new_height, new_width, rule.filter)
     else:
-        blocks: np.ndarray = np.empty((rows, cols, height, width * 3), np.uint8)
         if compiled(np.asarray(image), blocks, rule.filter, rule.width_first):
-            return blocks
+            return
         image = image if isinstance(image, Image.Image) else Image.fromarray(image)
         pixels = np.asarray(resize(image, new_height, new_width, to.rule))
-    return pixels.reshape(rows, height, cols, width * 3).swapaxes(1, 2)
+    blocks[...] = pixels.reshape(rows, height, cols, width).swapaxes(1, 2)
 
 
 def to_patches(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -304,35 +302,45 @@ def make_picture(
     except Reject as error:
         raise Reject(error.reason, f"{name}: {error}") from error
 
-    def load_patches() -> np.ndarray:
+    def load_patches(out: np.ndarray | None = None) -> np.ndarray:
         if header.plain and augment_seed is None:
             with contextlib.suppress(ValueError):  # see `decode`
-                return cut(simplejpeg.decode_jpeg(data, "RGB"), plan, to)
+                return cut(simplejpeg.decode_jpeg(data, "RGB"), plan, to, out)
         image = decode(data, name, limits)
         if augment_seed is None:
-            return cut(flatten(image), plan, to)
-        return cut(_augment(image, plan.height, plan.width, augment_seed), plan, to)
+            return cut(flatten(image), plan, to, out)
+        return cut(_augment(image, plan.height, plan.width, augment_seed), plan, to, out)
 
     return Picture(plan.rows, plan.cols, load_patches, plan.num_grids, plan.height / header.height)
 
 
-def cut(image: Image.Image | np.ndarray, plan: Plan, to: Resize) -> np.ndarray:
-    """An RGB image, or its uint8 [h, w, 3], resized and cut: uint8 [num_grids * rows * cols, patch_dim]."""
-    side, tokens = to.side, plan.rows * plan.cols
+def cut(image: Image.Image | np.ndarray, plan: Plan, to: Resize, out: np.ndarray | None = None) -> np.ndarray:
+    """An RGB image, or its uint8 [h, w, 3], resized and cut.
+
+    Returns uint8 [num_grids * rows * cols, patch_dim]: `out`, if there is one, which lies in one piece.
+    """
+    side = to.side
     down, across = plan.tiles
     tile_height, tile_width = plan.rows * side, plan.cols * side
     lacking = (down * tile_height - plan.height, across * tile_width - plan.width)
+
+    def one_grid(out: np.ndarray | None) -> np.ndarray:
+        patches = np.empty((plan.rows * plan.cols, side**2 * 3), np.uint8) if out is None else out
+        _resize_into(patches.reshape(plan.rows, plan.cols, side, side * 3), image, to)
+        return patches
+
     if plan.num_grids == 1 and not any(lacking):
-        return _resized(image, plan.rows, plan.cols, side, side, to).reshape(tokens, -1)
-    pixels = _resized(image, 1, 1, plan.height, plan.width, to).reshape(plan.height, plan.width, 3)
+        return one_grid(out)
+    pixels: np.ndarray = np.empty((plan.height, plan.width, 3), np.uint8)
+    _resize_into(pixels.reshape(1, 1, plan.height, plan.width * 3), image, to)
     if any(lacking):
         padding = ((0, lacking[0]), (0, lacking[1]), (0, 0))
         pixels = np.pad(pixels, padding, constant_values=RESIZES[to.rule].padding)
     tiles = pixels.reshape(down, tile_height, across, tile_width, 3).swapaxes(1, 2)
     grids = [to_patches(tile, side) for tile in tiles.reshape(-1, tile_height, tile_width, 3)]
     if plan.thumbnail:
-        grids.append(_resized(image, plan.rows, plan.cols, side, side, to).reshape(tokens, -1))
-    return np.concatenate(grids)
+        grids.append(one_grid(None))
+    return np.concatenate(grids, out=out)
 
 
 def _augment(image: Image.Image, height: int, width: int, seed: int) -> Image.Image:

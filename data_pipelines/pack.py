@@ -168,7 +168,8 @@ def _fill_row(arrays: dict[str, np.ndarray], row: Row, dropped: list[Dropped] | 
         span, patch_span = slice(token, token + n), slice(patch, patch + p)
         if p:
             try:
-                arrays["patches"][patch_span] = document.load_patches()
+                space = arrays["patches"][patch_span]
+                space[...] = document.load_patches(space)  # nothing is copied where they lie there already
             except Reject as reject:
                 if dropped is None:
                     raise

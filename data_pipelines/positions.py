@@ -20,7 +20,8 @@ def one_d(image_ids: np.ndarray, hw: np.ndarray, delta: float) -> np.ndarray:
 def thw(image_ids: np.ndarray, hw: np.ndarray, delta: float) -> np.ndarray:
     """NEO: text moves t by one, an image as a whole by one; h and w are its rows and columns."""
     in_image, first, _ = _runs(image_ids)
-    coords = _with_t(np.cumsum(~in_image | first) - 1)
+    coords: np.ndarray = np.empty((len(image_ids), 3), np.float32)
+    coords[:, 0] = (~in_image | first).cumsum() - 1
     coords[:, 1:] = hw
     return coords
 

@@ -50,13 +50,13 @@ def compiled(pixels: np.ndarray, out: np.ndarray, filter_: Resampling, width_fir
         out: uint8 [rows, cols, y, x * 3], takes a picture of rows * y by cols * x pixels.
 
     Returns:
-        False, and leaves `out` as it is, where only Pillow can: without numba, for another filter or a tiny
-        picture, or where it chooses the order of the two passes itself.
+        False, and leaves `out` as it is, where only Pillow can: without numba, for another filter, or where
+        it chooses the order of the two passes itself.
     """
     height, width, _ = pixels.shape
     one_pass = out.shape[0] * out.shape[2] == height or out.shape[1] * out.shape[3] == width * 3
     can = filter_ in (Resampling.BILINEAR, Resampling.BICUBIC) and (width_first or one_pass)
-    if not can or min(height, width) < 4 or _kernels() is None:
+    if not can or _kernels() is None:
         return False
     _kernels().resize(pixels, out, filter_ == Resampling.BICUBIC)
     return True

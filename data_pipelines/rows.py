@@ -122,17 +122,18 @@ def fill(record: bytes, shape: RowShape, row: RowArrays) -> None:
         values = np.frombuffer(columns, dtype, int(np.prod(dims)), start).reshape(dims)
         row[name][: len(values)] = values
         start += values.nbytes
-    patch = 0
-    for data, max_pixels in images:
-        to = shape.resize.with_max_pixels(max_pixels)
-        patches = make_picture(data, to, limits=shape.limits).load_patches()
-        row["patches"][patch : patch + len(patches)] = patches
-        patch += len(patches)
-    if patch != p:
-        raise DataError(f"the images of a row have {patch} patches instead of {p}: was another version used?")
+    pictures = [
+        make_picture(data, shape.resize.with_max_pixels(max_pixels), limits=shape.limits)
+        for data, max_pixels in images
+    ]
+    ends = np.cumsum([picture.num_grids * picture.rows * picture.cols for picture in pictures], dtype=int)
+    if (found := int(ends.max(initial=0))) != p:
+        raise DataError(f"the images of a row have {found} patches instead of {p}: was another version used?")
+    for picture, space in zip(pictures, np.split(row["patches"][:p], ends), strict=False):
+        picture.load_patches(space)
 
 
-def _no_pixels() -> np.ndarray:
+def _no_pixels(out: np.ndarray | None = None) -> np.ndarray:
     return np.zeros((1, 1), np.uint8)  # for any number of patches
 
 

@@ -4,7 +4,7 @@ Letters: B rows, L tokens of a row, P patches of a row, n tokens and p patches o
 """
 
 import dataclasses
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
@@ -55,6 +55,12 @@ class Example:
         return tuple(span for span in self.spans if isinstance(span, Text))
 
 
+class LoadPatches(Protocol):
+    """Decodes pictures: uint8 [p, patch_dim], in `out` where the caller has room for them."""
+
+    def __call__(self, out: np.ndarray | None = None) -> np.ndarray: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Document:
     """One training sequence before packing: n tokens, p patches.
@@ -71,7 +77,7 @@ class Document:
     targets: np.ndarray  # int32 [n], the next token; 0 at the last position
     loss_weights: np.ndarray  # float32 [n], weight of predicting targets[i] at position i
     patch_hw: np.ndarray  # int32 [p, 2]
-    load_patches: Callable[[], np.ndarray]  # -> uint8 [p, patch_dim]
+    load_patches: LoadPatches
     source_id: int = 0
     num_separators: int = 0  # leading tokens that only separate documents: left out where it opens a row
 

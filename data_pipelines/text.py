@@ -1,6 +1,6 @@
 """Tokenizer and documents: how pictures and pieces of text become one token table."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -237,21 +237,23 @@ def build_document(
 
     n = sum(len(ids) for ids, *_ in groups)
     tokens: np.ndarray = np.empty(n, np.int32)
-    kinds: np.ndarray = np.full(n, schema.TEXT, np.int32)
+    kinds: np.ndarray = np.empty(n, np.int32)
+    kinds.fill(schema.TEXT)
     image_ids: np.ndarray = np.zeros(n, np.int32)
     hw: np.ndarray = np.zeros((n, 2), np.int32)
     supervised: np.ndarray = np.zeros(n, bool)
     patch_hw: list[np.ndarray] = [np.zeros((0, 2), np.int32)]
-    start = 0
+    start = num_grids = 0
     for ids, learnt, laid_out in groups:
         span = slice(start, start + len(ids))
         tokens[span], supervised[span] = ids, learnt
         if laid_out is not None:
             kinds[span], hw[span] = laid_out.kinds, laid_out.hw
-            image_ids[span] = np.where(laid_out.grid > 0, laid_out.grid + image_ids.max(), 0)
+            image_ids[span] = laid_out.grid + num_grids * (laid_out.grid > 0)
+            num_grids += int(laid_out.grid.max(initial=0))
             patch_hw.append(laid_out.patch_hw)
         start = span.stop
-    token_weights = supervised * reduction_weight(int(supervised.sum()), reduction)
+    weight = np.float32(reduction_weight(int(np.count_nonzero(supervised)), reduction))
     shown = np.where(supervised, tokenizer.end_of_text, tokens).astype(np.int32) if parallel else tokens
     return schema.Document(
         name=name,
@@ -260,7 +262,7 @@ def build_document(
         image_ids=image_ids,
         coords=POSITIONS[coords](image_ids, hw, delta),
         targets=_next(tokens),
-        loss_weights=_next(token_weights.astype(np.float32)),
+        loss_weights=_next(supervised * weight),
         patch_hw=np.concatenate(patch_hw),
         load_patches=pictures[0].load_patches if len(pictures) == 1 else _load_all(pictures),
         source_id=source_id,
@@ -294,13 +296,16 @@ def _encode(tokenizer: Tokenizer, group: Sequence[Piece]) -> tuple[list[int], np
 
 def _next(values: np.ndarray) -> np.ndarray:
     """values[i + 1] at every i, 0 at the last."""
-    shifted: np.ndarray = np.zeros_like(values)
-    shifted[:-1] = values[1:]
+    shifted: np.ndarray = np.empty_like(values)
+    shifted[:-1], shifted[-1:] = values[1:], 0
     return shifted
 
 
-def _load_all(pictures: Sequence[Picture]) -> Callable[[], np.ndarray]:
-    return lambda: np.concatenate([picture.load_patches() for picture in pictures])
+def _load_all(pictures: Sequence[Picture]) -> schema.LoadPatches:
+    def load_patches(out: np.ndarray | None = None) -> np.ndarray:
+        return np.concatenate([picture.load_patches() for picture in pictures], out=out)
+
+    return load_patches
 
 
 def reduction_weight(num_supervised: int, reduction: str) -> float:

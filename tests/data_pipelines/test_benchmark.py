@@ -65,7 +65,7 @@ def documents(sizes: list[tuple[int, int]]) -> list[Document]:
             ),
             coords=np.zeros((n, 3), np.float32),
             patch_hw=np.zeros((p, 2), np.int32),
-            load_patches=lambda: empty,
+            load_patches=lambda out=None: empty,
         )
         for i, (n, p) in enumerate(sizes)
     ]

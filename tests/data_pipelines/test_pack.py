@@ -30,7 +30,9 @@ def make_document(number: int, num_text: int, pictures: list[int]) -> Document:
         targets=np.append(tokens[1:], 0).astype(np.int32),
         loss_weights=np.append(np.ones(n - 1), 0).astype(np.float32),
         patch_hw=np.full((p, 2), number, np.int32),
-        load_patches=lambda: np.repeat(np.arange(p, dtype=np.uint8)[:, None] + number, PATCH_DIM, axis=1),
+        load_patches=lambda out=None: np.repeat(
+            np.arange(p, dtype=np.uint8)[:, None] + number, PATCH_DIM, axis=1
+        ),
         source_id=number % 4,
     )
 

@@ -45,7 +45,7 @@ def document_of(source: str):
         n, p = 2 + int(rng.integers(10)), int(rng.integers(5))
         tokens = np.full(n + p, raw + 1, np.int32)
 
-        def pixels() -> np.ndarray:
+        def pixels(out=None) -> np.ndarray:
             if raw % 5 == 0:
                 raise Reject("truncated", "divisible by 5")
             return np.zeros((p, 3), np.uint8)

@@ -53,7 +53,7 @@ def document(rng: np.random.Generator, grids=((2, 3),), words=(3, 4), source_id=
         targets=targets,
         loss_weights=weights,
         patch_hw=hw,
-        load_patches=lambda: pixels,
+        load_patches=lambda out=None: pixels,
         source_id=source_id,
     )
 
