@@ -157,9 +157,9 @@ def stack(
 
 
 def _fill_row(arrays: dict[str, np.ndarray], row: Row, dropped: list[Dropped] | None) -> int:
-    """Writes documents one after the other; document, image and patch numbers count through the row.
+    """Writes documents into an empty row, one after the other.
 
-    Returns the number of patches written.
+    Document, image and patch numbers count through the row. Returns the number of patches written.
     """
     token, patch, image, segment = 0, 0, 0, 0
     for document in row:
@@ -178,12 +178,13 @@ def _fill_row(arrays: dict[str, np.ndarray], row: Row, dropped: list[Dropped] | 
         segment += 1
         for name in ("tokens", "kinds", "targets", "loss_weights"):
             arrays[name][span] = getattr(document, name)[skip:]
-        arrays["coords"][span] = document.coords[skip:] - document.coords[skip:][:1] * (skip > 0)
-        is_patch, image_ids = document.kinds[skip:] == schema.PATCH, document.image_ids[skip:]
+        coords = document.coords[skip:]
+        arrays["coords"][span] = coords - coords[:1] if skip else coords
+        image_ids = document.image_ids[skip:]
         arrays["segment_ids"][span] = segment
         arrays["source_ids"][span] = document.source_id
-        arrays["image_ids"][span] = np.where(image_ids > 0, image_ids + image, 0)
-        arrays["patch_index"][span] = np.where(is_patch, patch + np.cumsum(is_patch) - 1, -1)
+        arrays["image_ids"][span] = image_ids + image * (image_ids > 0)
+        arrays["patch_index"][span][document.kinds[skip:] == schema.PATCH] = np.arange(patch, patch + p)
         arrays["patch_hw"][patch_span] = document.patch_hw
         token, patch = token + n, patch + p
         image += int(document.image_ids.max(initial=0))
