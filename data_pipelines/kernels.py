@@ -45,7 +45,8 @@ def resize(pixels: np.ndarray, out: np.ndarray, cubic: bool) -> None:
     size, done = weights_y.shape[1] + lanes, 0
     narrow: np.ndarray = np.empty((size, n), np.uint8)
     sums: np.ndarray = np.empty(n + 3 * _VECTOR, np.int32)
-    line: np.ndarray = np.empty(n, np.uint8)
+    # A row of blocks: cut when it is whole, as memory is written faster one block after the other.
+    strip: np.ndarray = np.empty((block_height, n), np.uint8)
     for y in range(rows * block_height):
         while done < min(first_y[y] + weights_y.shape[1], height):
             if n == width * 3:
@@ -58,12 +59,12 @@ def resize(pixels: np.ndarray, out: np.ndarray, cubic: bool) -> None:
                 _by_turning(lines[done : done + lanes], scratch, first_x + border, weights_x, narrow, done)
             done += lanes
         _weigh(narrow, first_y[y], weights_y[y], sums[:n])
-        _clip(sums, line)
-        for col in range(cols):
-            _copy(
-                line[col * block_width : (col + 1) * block_width],
-                out[y // block_height, col, y % block_height],
-            )
+        _clip(sums, strip[y % block_height])
+        if (y + 1) % block_height == 0:
+            for col in range(cols):
+                for j in range(block_height):
+                    part = strip[j, col * block_width : (col + 1) * block_width]
+                    _copy(part, out[y // block_height, col, j])
 
 
 @_compiled
