@@ -28,8 +28,12 @@ SILENCE_S = 8.0
 
 
 def pair(workdir, data, *overrides):
-    """argv of a run of two processes, whose silence is noticed soon."""
-    fields = (f"--config.train.silence_timeout_s={SILENCE_S}", "--config.train.save_every=8")
+    """argv of a run of two processes, whose silence is noticed soon; it evaluates nothing."""
+    fields = (
+        f"--config.train.silence_timeout_s={SILENCE_S}",
+        "--config.train.save_every=8",
+        "--config.eval.splits=",
+    )
     return train(workdir, data, 2, STEPS, "--config.mesh.data=2", *fields, *overrides)
 
 
