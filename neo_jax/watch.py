@@ -167,8 +167,9 @@ class Watch:
         """Ends this process for an error, and tells the others, who would wait for it."""
         message = explain(error)
         if message is None:
-            if isinstance(error, jax.errors.JaxRuntimeError):
+            if isinstance(error, jax.errors.JaxRuntimeError | ValueError):
                 # Mostly the echo of another process's end: the threads are about to name it and end this one.
+                # It is a ValueError from programs that run in this thread (allocator.py).
                 time.sleep(self.silence_timeout_s + 5 * self._interval)
             traceback.print_exception(error)
             message = f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -22,7 +22,7 @@ def tokenizer(tmp_path_factory):
 
 
 def blank(rows: int, cols: int) -> Picture:
-    return Picture(rows, cols, lambda: np.zeros((rows * cols, 12), np.uint8))
+    return Picture(rows, cols, lambda out=None: np.zeros((rows * cols, 12), np.uint8))
 
 
 def segments(tokens, tokenizer) -> str:

@@ -51,7 +51,7 @@ def document(config, rng: np.random.Generator, grids=((2, 3), (1, 2)), words=(3,
 
     def picture(rows: int, cols: int) -> Picture:
         pixels = rng.integers(0, 256, (rows * cols, side * side * 3)).astype(np.uint8)
-        return Picture(rows, cols, lambda: pixels)
+        return Picture(rows, cols, lambda out=None: pixels)
 
     def some(count: int) -> Piece:
         return Piece(" ".join(map(str, rng.integers(0, 1000, count))), supervised=True)
