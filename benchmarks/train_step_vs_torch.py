@@ -38,6 +38,7 @@ SIZES = {
 }
 ROWS, LENGTH, PATCHES = 2, 1024, 768
 TOLERANCE = 1e-4  # of losses, relative
+PEAK_LR = 1e-4  # small: the steps that compare losses must not amplify rounding
 WARM_UP = 3  # turns that do not count: compilation, and the heap until it has grown
 
 
@@ -48,7 +49,8 @@ def config_of(size: str, **changes: Any) -> FrozenConfigDict:
     m.hidden_size, m.num_heads, m.num_layers, m.mlp_size, m.vocab_size = SIZES[size]
     m.num_kv_heads, m.head_dim, m.init_std = 2, 64, m.hidden_size**-0.5
     c.stages = ("full",)
-    stage = dict(batch_size=ROWS, row_tokens=LENGTH, row_patches=PATCHES, warmup_steps=0, min_lr_ratio=1.0)
+    stage = dict(batch_size=ROWS, row_tokens=LENGTH, row_patches=PATCHES)
+    stage |= dict(peak_lr=PEAK_LR, warmup_steps=0, min_lr_ratio=1.0)
     c.stage.full = base.stage(1000, **stage | changes)
     return config_lib.resolve(c)
 
