@@ -1,4 +1,4 @@
-"""Pillow's resize compiled for this machine's vector instructions: the same values in a sixth of the time.
+"""Pillow's resize compiled for this machine's vector instructions: the same values in a fifth of the time.
 
 Pillow weighs 8-bit pixels by whole numbers of 22 binary digits, rounds, and clips to 8 bits after each of its
 two passes. A sum of whole numbers does not depend on its order, so these loops run over neighbouring values

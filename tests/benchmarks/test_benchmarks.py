@@ -89,7 +89,7 @@ def test_cross_entropy():
 
 
 def test_scale():
-    size = dict(layers=1, width=64, length=128, tokens=128)
+    size = dict(layers=2, width=64, length=128, tokens=128)
     assert scale.axis({"2": scale.config_of(**size)}, repeats=1)["2"]["seconds"] > 0
     layers = scale.layers(repeats=1, **size)
     assert layers["modality"]["seconds"] > 0

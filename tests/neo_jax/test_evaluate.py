@@ -160,17 +160,10 @@ def test_candidate_scores_equal_full_forwards(trained):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
 
 
-@pytest.fixture
-def few_drawings(monkeypatch):
-    """A few of every split: each width of captions is a program to compile, each image is scored with all."""
-    read = evaluate.read_captioned
-    monkeypatch.setattr(evaluate, "read_captioned", lambda *args: read(*args)[:24])
-
-
 def run(workdir, capsys, *flags):
     """Runs the command on little data; the JSON object in its last line."""
     small = [
-        "--config.eval.num_candidates=40",
+        "--config.eval.num_candidates=150",
         "--config.eval.num_generate=5",
         "--config.eval.max_new_tokens=4",
     ]
@@ -178,13 +171,13 @@ def run(workdir, capsys, *flags):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_command(workdir, few_drawings, capsys):
+def test_command(workdir, capsys):
     printed = run(workdir, capsys, "--split=val_concept")
     assert printed["step"] == 30
     numbers = printed["val_concept"]
     assert numbers.keys() == KEYS
     # The split has fewer labels than that: filled up from the training captions.
-    assert numbers["num_candidates"] == 40
+    assert numbers["num_candidates"] == 150
     assert 0 < numbers["loss"] < 9
     assert 0 <= numbers["retrieval_r1"] <= numbers["retrieval_r5"] <= 1
     assert json.loads((workdir / "eval.json").read_text()) == printed

@@ -68,7 +68,7 @@ def test_flops_of_a_routed_layer_are_those_of_a_dense_layer():
         def loss(params):
             return params_lib.bind(model, params)(batch).sum()
 
-        return jax.jit(jax.grad(loss)).lower(shapes).cost_analysis()["flops"]
+        return jax.jit(jax.grad(loss)).lower(shapes).compile().cost_analysis()["flops"]
 
     dense = flops()
     assert flops(**MODALITY, **{"route.visual_share": 0.5}) / dense < 1.1

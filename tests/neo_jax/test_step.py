@@ -45,15 +45,13 @@ class Setup:
         return state, np.array(losses), metrics
 
 
-# Without a pre-buffer, whose layers are like the others: a second stack doubles the time to compile.
-ONE_STACK = rows.tiny_model(num_layers=2, pre_buffer=0)
 BATCHES = [rows.batch(seed, rows=4) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
 def straight():
     """State, losses and last metrics after BATCHES, on one device and each taken at once."""
-    return Setup(ONE_STACK).run(BATCHES)
+    return Setup().run(BATCHES)
 
 
 def assert_close(tree, other, atol=2e-5):
@@ -89,7 +87,7 @@ def test_packed_equals_unpacked():
 def test_accumulated_equals_one_batch(straight):
     state, losses, metrics = straight
     for parts in (2, 4):
-        parted, parted_losses, parted_metrics = Setup(ONE_STACK, accumulate=parts, batch_size=4).run(BATCHES)
+        parted, parted_losses, parted_metrics = Setup(accumulate=parts, batch_size=4).run(BATCHES)
         np.testing.assert_allclose(parted_losses, losses, rtol=1e-5)
         assert_close(parted.params, state.params)
         assert_close(parted_metrics["source_loss"], metrics["source_loss"], atol=1e-3)
@@ -106,7 +104,7 @@ def test_accumulated_equals_one_batch(straight):
     ],
 )
 def test_sharded_equals_unsharded(straight, axes):
-    setup, (expected, losses, _) = Setup(ONE_STACK), straight
+    setup, (expected, losses, _) = Setup(), straight
     config = base.mesh()
     config.update(num_devices=4, **axes)
     mesh = mesh_lib.make(config)
