@@ -17,6 +17,8 @@ from orbax.checkpoint import v1 as ocp
 
 from neo_jax.errors import SaveFailed, UserError, main_guard
 
+CHUNK_BYTES = 16_000_000  # an array is compressed, written and read in pieces of this size
+
 
 class Checkpoints:
     """The newest `keep` checkpoints of a run and those of `keep_steps`.
@@ -28,6 +30,9 @@ class Checkpoints:
         self.folder = folder
         # Orbax logs a failed save once per thread, with tracebacks; it also raises it, and that is told once.
         logging.set_verbosity(logging.FATAL)
+        context = ocp.Context()
+        # Else an array, or a device's part of it, is one piece: whoever reads it holds it twice.
+        context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
@@ -35,6 +40,7 @@ class Checkpoints:
                 [policies.LatestN(keep), policies.CustomSteps(keep_steps)]
             ),
             cleanup_tmp_directories=True,  # left behind by a killed run
+            context=context,
         )
         self._pending: ocp.AsyncResponse[bool] | None = None
         self._saving = 0

@@ -12,9 +12,9 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from neo_jax.checkpoint import CHUNK_BYTES
 from neo_jax.errors import UserError
 
-CHUNK_BYTES = 16_000_000  # a parameter is compressed and written in pieces of this size
 
 
 @contextlib.contextmanager

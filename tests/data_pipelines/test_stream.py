@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, reject, settings, strategies as st
 
 from data_pipelines import pack, schema
 from data_pipelines.errors import DataError, Reject
@@ -150,7 +150,7 @@ def test_any_number_of_hosts_continue_the_same_rows(plan, lanes, window):
     st.integers(1, 12),
 )
 def test_served_rejected_and_remaining_are_what_is_stored(sizes, lanes, window, steps):
-    sizes = {name: size + 8 for name, size in sizes.items()}  # not all of a window are divisible by 7
+    sizes = {name: size + 8 for name, size in sizes.items()}
     planner = planner_of(sizes, lanes, window, 4 // lanes)
     hosts = Hosts(planner, 4, lanes, 1, dict.fromkeys(range(lanes), planner.start()))
     seen: Counter[str] = Counter()
@@ -161,9 +161,13 @@ def test_served_rejected_and_remaining_are_what_is_stored(sizes, lanes, window, 
             seen.update(itertools.chain(*rows))
             seen.update(f"{reject.source} {reject.id}" for reject in rejects)
 
-    take(steps)
-    # What remains of the windows that have begun: go on until every lane is at the end of one.
-    lane_windows = [planner.plan(lane, state) for lane, state in hosts.states.items()]
+    try:
+        take(steps)
+        # What remains of the windows that have begun: go on until every lane is at the end of one.
+        lane_windows = [planner.plan(lane, state) for lane, state in hosts.states.items()]
+    except DataError as error:  # all records of a small window were divisible by 7, which ends a run
+        assert "records in a row can be used" in str(error)
+        reject()
     for (lane, state), window_ in zip(hosts.states.items(), lane_windows, strict=True):
         if state.row:
             seen.update(name_of(one) for row in window_.rows[state.row :] for one in row)
