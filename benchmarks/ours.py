@@ -12,8 +12,8 @@ from neo_jax import (
     objectives,
     params as params_lib,
     stages as stages_lib,
+    start,
     step as step_lib,
-    train,
     xla_options,
 )
 
@@ -33,7 +33,7 @@ class Trainer:
         self.stage = stages_lib.plan(config)[0]
         self.trainable = params_lib.select(self.specs, self.stage.config.trainable)
         with jax.set_mesh(self.mesh):
-            self.state = state or train.initial_state(
+            self.state = state or start.initial_state(
                 config.seed, self.mesh, self.specs, self.stage, self.trainable
             )
         self.compiled: jax.stages.Compiled | None = None

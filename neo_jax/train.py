@@ -25,12 +25,11 @@ from neo_jax import (
     distributed,
     events,
     flops,
-    grow,
     mesh as mesh_lib,
     objectives,
     params as params_lib,
-    restore,
     stages as stages_lib,
+    start,
     step as step_lib,
     workdir as workdir_lib,
     xla_options,
@@ -112,23 +111,25 @@ def take_steps(
         jax.set_mesh(mesh),
     ):
         branch = pathlib.Path(config.branch) if config.branch and not checkpoints.latest else None
-        step = checkpoints.latest if branch is None else branch_step(branch, stages[-1].end)
+        step = checkpoints.latest if branch is None else start.branch_step(branch, stages[-1].end)
         log_events.doing(events.START, step)
         stage = stages_lib.at(stages, step)
-        params = None if step or not config.init else start_params(config, mesh, specs)
-        state = initial_state(config.seed, mesh, specs, stage, trainable[stage.name], params)
         record = None
         if step:
             log_events.doing(events.RESTORE, step)
+            like = start.abstract_state(mesh, specs, stage, trainable[stage.name])
             if branch is None:
-                state, record = checkpoints.restore(step, state)
+                state, record = checkpoints.restore(step, like)
             else:
-                state, record = checkpoint_lib.load(branch, state)
+                state, record = checkpoint_lib.load(branch, like)
             if record["data_hash"] != data_hash and not allow_data_change:
                 raise UserError(
                     f"checkpoint {step} is of data {record['data_hash']}, but the config names "
                     f"{data_hash}: bring the old data back, or pass --allow_data_change"
                 )
+        else:
+            params = start.grown_params(config, mesh, specs) if config.init else None
+            state = start.initial_state(config.seed, mesh, specs, stage, trainable[stage.name], params)
         with (
             MetricsWriter(workdir, step) if group.leads else NoWriter() as writer,
             Progress(step, stages[-1].end, shown=group.leads) as progress,
@@ -157,73 +158,6 @@ def take_steps(
                     step, state, code = run.stage(following, trainable[following.name], step, state, None)
     assert code is not None, "the last stage gives one"
     return code
-
-
-def branch_step(checkpoint: pathlib.Path, end: int) -> int:
-    """The step of the checkpoint that config.branch names, in a run of `end` steps."""
-    if not checkpoint.name.isdigit() or not checkpoint.is_dir():
-        raise UserError(f"config.branch: {checkpoint} is no checkpoint; name a folder DIR/checkpoints/STEP")
-    if (step := int(checkpoint.name)) >= end:
-        raise UserError(f"config.branch: {checkpoint} is not before the end of this run, step {end}")
-    return step
-
-
-def initial_state(
-    seed: int,
-    mesh: jax.sharding.Mesh,
-    specs: dict[str, params_lib.ParamSpec],
-    stage: Stage,
-    trainable: frozenset[str],
-    params: params_lib.Params | None = None,
-) -> TrainState:
-    """Fresh parameters (or those given, which are used up) and optimizer state, made where they live."""
-
-    def make(params: params_lib.Params | None) -> TrainState:
-        fresh = params_lib.init(specs, jax.random.key(seed)) if params is None else params
-        return step_lib.initial_state(fresh, specs, stage, trainable)
-
-    shardings = mesh_lib.state_shardings(mesh, specs, jax.eval_shape(make, params))
-    options = xla_options.once(mesh)
-    return jax.jit(make, out_shardings=shardings, donate_argnums=0, compiler_options=options)(params)
-
-
-def start_params(
-    config: ConfigDict, mesh: jax.sharding.Mesh, specs: dict[str, params_lib.ParamSpec]
-) -> params_lib.Params:
-    """The parameters that config.init gives this model (grow.py).
-
-    Raises:
-        UserError: the folder has no checkpoint, or one of a model that does not fit.
-    """
-    folder = pathlib.Path(config.init)
-    try:
-        grow.check_config(workdir_lib.load_config(folder).model, config.model)
-        checkpoint = restore.checkpoint_folder(folder)
-        shapes = restore.param_shapes(checkpoint)
-        origins = grow.plan(shapes, specs)
-    except UserError as error:
-        raise UserError(f"config.init: {error}") from error
-    replicated = mesh_lib.replicated(mesh)
-    shardings = mesh_lib.param_shardings(mesh, specs)
-    # What keeps its name and shape goes where it will live; the rest is whole on every device for a moment.
-    base, _ = restore.load_params(
-        checkpoint,
-        {
-            path: jax.ShapeDtypeStruct(
-                shape,
-                np.float32,
-                sharding=shardings[path] if path in specs and specs[path].shape == shape else replicated,
-            )
-            for path, shape in shapes.items()
-        },
-    )
-    fresh = sorted(path for path, origin in origins.items() if origin.source is None)
-    if jax.process_index() == 0:
-        print(f"starts from {checkpoint}" + (f"; freshly drawn: {', '.join(fresh)}" if fresh else ""))
-    make = jax.jit(
-        lambda base: grow.grow(origins, specs, base, jax.random.key(config.seed)), out_shardings=shardings
-    )
-    return make(base)
 
 
 @dataclasses.dataclass

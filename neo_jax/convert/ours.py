@@ -16,7 +16,6 @@ from neo_jax.checkpoint import CHUNK_BYTES
 from neo_jax.errors import UserError
 
 
-
 @contextlib.contextmanager
 def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A fresh folder beside `folder` that takes its place when the block ends without an error.

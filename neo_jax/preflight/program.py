@@ -32,6 +32,7 @@ from neo_jax import (
 from neo_jax.errors import UserError
 from neo_jax.hardware import Target
 from neo_jax.stages import Stage
+from neo_jax.start import abstract_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,15 +141,6 @@ def compile_step(config: FrozenConfigDict, stage_name: str, mesh: Mesh) -> Progr
     )
 
 
-def abstract_state(mesh: Mesh, specs: dict, stage: Stage, trainable: frozenset[str]) -> Any:
-    """Shapes and shardings of the train state at the start of a stage."""
-
-    def make() -> step_lib.TrainState:
-        return step_lib.initial_state(params_lib.init(specs, jax.random.key(0)), specs, stage, trainable)
-
-    return _sharded(jax.eval_shape(make), mesh_lib.state_shardings(mesh, specs, jax.eval_shape(make)))
-
-
 def abstract_batch(mesh: Mesh, config: FrozenConfigDict, stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and shardings of a batch of the stage."""
     embed, budget = config.model.embed, stage.config
@@ -176,12 +168,6 @@ def state_bytes(config: FrozenConfigDict, stage_name: str, mesh: Mesh) -> dict[s
         )
 
     return {"parameters": size(state.params), "optimizer": size(state.opt_state)}
-
-
-def _sharded(shapes: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
-    )
 
 
 def _needed(message: str) -> float:

@@ -13,6 +13,7 @@ from neo_jax import (
     mesh as mesh_lib,
     objectives,
     params as params_lib,
+    start,
     step as step_lib,
 )
 from neo_jax.errors import UserError
@@ -215,7 +216,7 @@ def test_preflight_knows_heads_and_features(setup):
     """What it compiles is the step that trains: on abstract arrays, of the same shapes."""
     mesh = mesh_lib.make(setup.config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        state = program.abstract_state(mesh, setup.specs, setup.stage, setup.trainable)
+        state = start.abstract_state(mesh, setup.specs, setup.stage, setup.trainable)
         batch = program.abstract_batch(mesh, setup.config, setup.stage)
         assert {name: x.shape for name, x in batch.items()} == {
             name: x.shape for name, x in make_batch().items()

@@ -17,7 +17,7 @@ from neo_jax import (
     mesh as mesh_lib,
     params as params_lib,
     restore,
-    train,
+    start,
     workdir as workdir_lib,
 )
 from neo_jax.convert.__main__ import main as convert
@@ -72,7 +72,7 @@ def test_start_from_imported(trained, imported, axes):
     sizes = [c.mesh[axis] for axis in mesh_lib.AXES]
     devices = np.reshape(jax.devices()[: c.mesh.num_devices], sizes)
     mesh = jax.sharding.Mesh(devices, mesh_lib.AXES)
-    params = train.start_params(c, mesh, specs)
+    params = start.grown_params(c, mesh, specs)
     for path, sharding in mesh_lib.param_shardings(mesh, specs).items():
         np.testing.assert_array_equal(params[path], trained.params[path])
         assert params[path].sharding.is_equivalent_to(sharding, params[path].ndim)
@@ -84,11 +84,11 @@ def test_what_train_says(trained, imported, smoke_workdir, tmp_path):
     mesh = trained.mesh
     specs = params_lib.abstract(Transformer(c.model))
     with pytest.raises(UserError, match=r"config.init: .*nowhere holds no run"):
-        train.start_params(c, mesh, specs)
+        start.grown_params(c, mesh, specs)
     c.init = str(imported)
     c.model.mlp_size += 8
     with pytest.raises(UserError, match=r"config.init: .*mlp/\w+/weight has shape"):
-        train.start_params(c, mesh, params_lib.abstract(Transformer(c.model)))
+        start.grown_params(c, mesh, params_lib.abstract(Transformer(c.model)))
     # A process of its own: in this one JAX is in use already.
     code = (
         "import pathlib, sys; from neo_jax import train, workdir; folder = pathlib.Path(sys.argv[1]); "
