@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 CONFIG ?= configs/quickstart.py
 
-# Test files are dealt to as many processes as there are cores, up to four (each holds up to 4 GB).
-PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+# Test files are dealt to three processes (each holds up to 2.5 GB): one often waits for the runs it started.
+PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
-# Chromium's packages come while pip installs.
+# While pip installs what the tests need, Chromium's packages come and the quickstart data is built.
 MAKEFLAGS += --jobs=2
 
 .PHONY: train setup setup-tests chromium test test-golden test-all lint clean
@@ -38,7 +38,7 @@ clean:
 
 # Stamp files make a second call instant: an environment is installed again only when its list of packages changed.
 setup: $(VENV)/installed
-setup-tests: $(VENV)/installed-tests chromium
+setup-tests: $(VENV)/installed-tests chromium data/quickstart
 
 # Any Python >= 3.11 that can make an environment; PYTHON=... names one.
 FIND_PYTHON = for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -62,6 +62,9 @@ $(VENV)/installed-tests: pyproject.toml $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps apache-beam==2.77.0  # why so: extra `beam` in pyproject.toml
 	@touch $@
+
+data/quickstart: | $(VENV)/installed
+	$(BIN)/python -m data_pipelines.build --recipe=quickstart --output=$@
 
 # The report is checked in a real browser.
 chromium:

@@ -7,6 +7,7 @@ The same command again goes on where the last checkpoint left off. Exit codes: s
 
 import argparse
 import dataclasses
+import gc
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -58,6 +59,9 @@ def main(argv: Sequence[str]) -> int:
     )
     args = config_lib.parse_args(parser, argv)
     allocator.keep_freed_memory()
+    # Tracing makes many objects: looking through those of all modules each time took a seventh of the start.
+    gc.freeze()
+    gc.set_threshold(20_000)
     return train(config_lib.load(args.config, args.overrides), args.workdir, args.allow_data_change)
 
 

@@ -1,5 +1,6 @@
 """What all tests share: JAX on four simulated CPU devices, the golden files, the quickstart data."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from tests import golden_files
 
 ROOT = Path(__file__).parent.parent
 # Test files that take longest. They are dealt first, as a long one dealt last would keep one process waiting.
-LONGEST = ("test_train.py", "test_faults.py", "test_processes.py", "test_step.py", "test_train_web.py")
+LONGEST = ("test_train.py", "test_faults.py", "test_processes.py", "test_step.py", "test_preflight.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,6 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # A slow machine is no failure.
     hypothesis.settings.register_profile("neo_jax", deadline=None)
     hypothesis.settings.load_profile("neo_jax")
+    # As in train.py.
+    gc.freeze()
+    gc.set_threshold(20_000)
     # Set here and not in the environment, so that commands started by tests see one device, as users do.
     jax.config.update("jax_num_cpu_devices", 4)
     # [D] + [B, D] by accident is the commonest silent shape bug; broadcasting must be written out.
