@@ -1,7 +1,7 @@
 """Duplicates: stages that need to see all records that share a key.
 
 A dedup rule gives every record some keys and its evidence; records that share a key are candidates, and among
-them the ones that come first stay. So the engine only groups by key (a dict on one machine, GroupByKey on a
+them the ones that come first stay. So the engine only groups by key (SQLite on one machine, GroupByKey on a
 cluster), and the rule itself is two pure functions. A record is left out if in any of its groups an earlier,
 similar one is kept. Which comes earlier is decided by (shard, record) of the input.
 """

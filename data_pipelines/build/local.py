@@ -1,44 +1,35 @@
 """The local engine: a pool of processes, one task per shard, and a marker for each shard that is done.
 
     ingest   per input shard: records through the stages -> .build/ingest/N.array_record (those kept), N.index
-    dedup    in this process: the keys of all indexes in one dict
+    dedup    in this process: all indexes -> the catalog, an SQLite file; losers -> .build/dedup/N.json
     write    per output shard: its records, from the ingest files -> the shard
 
-A build that was killed skips what has its marker. All keys are in memory at once, from 200 bytes per record
-(ExactImage) to 3 kB (SimilarText): beyond some millions of records use --runner=beam.
+A build that was killed skips what has its marker. A process holds the index of an input shard or the records
+of an output shard in memory, however many there are.
 """
 
 import concurrent.futures
 import functools
 import itertools
 import multiprocessing
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 from array_record.python import array_record_module
 
-from data_pipelines.build import dedup, flow, shards, state
+from data_pipelines.build import flow, shards, state
+from data_pipelines.build.catalog import Catalog, Entry, Keys, Position
 from data_pipelines.build.inputs import InputShard
-from data_pipelines.build.items import Kept, Place, Rejected, Target
+from data_pipelines.build.items import Kept, Rejected, Target
 from data_pipelines.build.progress import Progress
 from data_pipelines.build.recipe import Recipe
 from data_pipelines.build.store import WORK, Store
 from data_pipelines.build.write import write_target
 from data_pipelines.records import from_bytes, to_bytes
-
-
-class _Entry(NamedTuple):
-    """A kept record in the index of its input shard; its position there is that in the ingest file."""
-
-    record: int
-    id: str
-    source: str
-    order: bytes
 
 
 def run(recipe: Recipe, input_shards: Sequence[InputShard], store: Store, workers: int) -> None:
@@ -55,40 +46,22 @@ def run(recipe: Recipe, input_shards: Sequence[InputShard], store: Store, worker
 
 
 def _run(recipe: Recipe, input_shards: Sequence[InputShard], store: Store, pool: Executor | None) -> None:
-    numbers = range(len(input_shards))
     _each("reading", functools.partial(ingest, recipe, store.url), list(enumerate(input_shards)), pool)
-    entries: dict[Place, tuple[int, _Entry]] = {}  # -> position in the ingest file, entry
-    keys: dict[tuple[int, bytes], list[dedup.Candidate]] = defaultdict(list)
-    for number in numbers:
+    catalog = _catalog(store)
+    catalog.new()
+    for number in range(len(input_shards)):
         index = msgpack.unpackb(_index_path(store, number).read_bytes(), use_list=False)
-        for position, entry in enumerate(map(_Entry._make, index["kept"])):
-            entries[number, entry.record] = (position, entry)
-        for rule_number, found, evidence, record, id_ in index["keys"]:
-            candidate = dedup.Candidate((number, record), id_, evidence)
-            for key in found:
-                keys[rule_number, key].append(candidate)
+        entries, keys = map(Entry._make, index["kept"]), map(Keys._make, index["keys"])
+        catalog.add(recipe, number, entries, keys)
+    catalog.drop_duplicates(recipe)
+    for number in range(len(input_shards)):
+        state.write_dedup(store, number, catalog.lost(recipe, number))
 
-    lost = _losers(recipe, keys)
-    del keys
-    for number in numbers:
-        rejects = []
-        for place in [place for place in lost if place[0] == number]:
-            _, entry = entries.pop(place)
-            rule_number, kept_id = lost[place]
-            rejects.append(flow.superfluous(recipe, rule_number, kept_id, place, entry.id, entry.source))
-        state.write_dedup(store, number, rejects)
-
-    places = sorted(entries, key=lambda place: (entries[place][1].order, place))
-    sample = [(place[0], entries[place][0]) for place in places[: recipe.tokenizer_documents]]
-    tokenizer = flow.make_tokenizer(recipe, (kept.example for kept in _read_kept(store.url, sample)))
+    sample = sorted(catalog.first(recipe.tokenizer_documents))
+    tokenizer = flow.make_tokenizer(recipe, (kept.example for kept in _read_kept(store, sample)))
     store.write_text(flow.TOKENIZER, tokenizer)
-    sources = sorted({entry.source for _, entry in entries.values()})
-    targets: dict[Target, list[tuple[int, int]]] = defaultdict(list)
-    for place in places:
-        position, entry = entries[place]
-        targets[flow.target_of(recipe, entry.source, entry.order)].append((place[0], position))
-    write = functools.partial(_write, recipe, store.url, tokenizer, sources)
-    _each("writing", write, sorted(targets.items()), pool)
+    write = functools.partial(_write, recipe, store.url, tokenizer, catalog.sources())
+    _each("writing", write, catalog.targets(), pool)
 
 
 def ingest(recipe: Recipe, url: str, numbered_shard: tuple[int, InputShard]) -> None:
@@ -97,8 +70,8 @@ def ingest(recipe: Recipe, url: str, numbered_shard: tuple[int, InputShard]) -> 
     store = Store(url)
     if store.exists(state.read_name(number)):
         return
-    kept: list[_Entry] = []
-    keys: list[tuple[Any, ...]] = []
+    kept: list[Entry] = []
+    keys: list[Keys] = []
     rejects: list[Rejected] = []
 
     def records() -> Iterator[bytes]:
@@ -108,8 +81,8 @@ def ingest(recipe: Recipe, url: str, numbered_shard: tuple[int, InputShard]) -> 
                 continue
             example = one.example
             order = flow.order_of(recipe, example.source, example.id)
-            kept.append(_Entry(one.place[1], example.id, example.source, order))
-            keys.extend((*found, one.place[1], example.id) for found in flow.candidates(recipe, one))
+            kept.append(Entry(one.place[1], example.id, example.source, order))
+            keys.extend(Keys(*found, one.place[1]) for found in flow.candidates(recipe, one))
             yield to_bytes(example)
 
     store.write(_ingest_name(number), lambda path: shards.write_records(path, records()))
@@ -117,38 +90,20 @@ def ingest(recipe: Recipe, url: str, numbered_shard: tuple[int, InputShard]) -> 
     state.write_read(store, number, len(kept) + len(rejects), rejects)
 
 
-def _losers(
-    recipe: Recipe, keys: dict[tuple[int, bytes], list[dedup.Candidate]]
-) -> dict[Place, tuple[int, str]]:
-    """Returns place -> (number of the first rule that leaves it out, id of the record that stays)."""
-    lost: dict[Place, tuple[int, str]] = {}
-    for (rule_number, _), group in keys.items():
-        for loser in dedup.losers(recipe.dedup[rule_number], group):
-            found = (rule_number, loser.kept)
-            lost[loser.place] = min(found, lost.get(loser.place, found))
-    return lost
-
-
-def _write(
-    recipe: Recipe,
-    url: str,
-    tokenizer: str,
-    sources: list[str],
-    job: tuple[Target, list[tuple[int, int]]],
-) -> None:
-    target, positions = job
-    write_target(recipe, Store(url), target, _read_kept(url, positions), tokenizer, sources)
-
-
-def _read_kept(url: str, positions: Sequence[tuple[int, int]]) -> Iterator[Kept]:
-    """Yields the records at (input shard, position in its ingest file), shard by shard."""
+def _write(recipe: Recipe, url: str, tokenizer: str, sources: list[str], target: Target) -> None:
     store = Store(url)
-    for number, group in itertools.groupby(sorted(positions), key=lambda position: position[0]):
-        index = msgpack.unpackb(_index_path(store, number).read_bytes(), use_list=False)
+    records = _read_kept(store, _catalog(store).of(target))
+    write_target(recipe, store, target, records, tokenizer, sources)
+
+
+def _read_kept(store: Store, positions: Sequence[Position]) -> Iterator[Kept]:
+    """Yields the records at sorted positions, input shard by input shard."""
+    for number, group in itertools.groupby(positions, key=lambda position: position.shard):
+        places = list(group)
         reader = array_record_module.ArrayRecordReader(store.path(_ingest_name(number)))
-        wanted = [position for _, position in group]
-        for position, record in zip(wanted, reader.read(wanted), strict=True):
-            yield Kept((number, index["kept"][position][0]), from_bytes(record))
+        found = reader.read([place.position for place in places])
+        for place, record in zip(places, found, strict=True):
+            yield Kept((number, place.record), from_bytes(record))
         reader.close()
 
 
@@ -183,6 +138,10 @@ def _each(label: str, task: Callable[[Any], None], jobs: Sequence[Any], pool: Ex
 
 def _ingest_name(number: int) -> str:
     return f"{WORK}/ingest/{number:05}.array_record"
+
+
+def _catalog(store: Store) -> Catalog:
+    return Catalog(Path(store.path(f"{WORK}/catalog.sqlite")))
 
 
 def _index_path(store: Store, number: int) -> Path:
