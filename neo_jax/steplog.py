@@ -25,6 +25,8 @@ Seen = dict[str, float]  # totals of SEEN, and "flops", since the run's first st
 class StepLog:
     """Logs the steps of one stage, each one step late, so that reading its metrics never holds up the next.
 
+    On CPUs a step is done when it returns (allocator.py), and is logged at once.
+
     Args:
         peak_flops: FLOP/s of all devices together, the yardstick of MFU.
         source_names: names of the entries of `source_loss`.
@@ -73,6 +75,8 @@ class StepLog:
         """
         self.flush()
         self._pending = (step, metrics, rejects)
+        if jax.default_backend() == "cpu":
+            self.flush()
 
     def flush(self) -> None:
         """Waits for the last step and logs it if it is due."""
