@@ -1,6 +1,5 @@
 """What all tests share: JAX on four simulated CPU devices, the golden files, the quickstart data."""
 
-import gc
 import os
 import subprocess
 import sys
@@ -41,9 +40,6 @@ def pytest_configure(config: pytest.Config) -> None:
     # A slow machine is no failure.
     hypothesis.settings.register_profile("neo_jax", deadline=None)
     hypothesis.settings.load_profile("neo_jax")
-    # As in train.py.
-    gc.freeze()
-    gc.set_threshold(20_000)
     # Set here and not in the environment, so that commands started by tests see one device, as users do.
     jax.config.update("jax_num_cpu_devices", 4)
     # [D] + [B, D] by accident is the commonest silent shape bug; broadcasting must be written out.

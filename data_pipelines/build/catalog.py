@@ -1,9 +1,11 @@
 """What the local engine knows of a build's records, in an SQLite file: memory does not grow with them.
 
-kept      a record that passed the stages, where it lies, and the output shard that it goes to
-evidence  what a dedup rule compares a record by
-keys      a key of a record under a rule; records that share one are candidates
-lost      a record that a rule leaves out, and the id of the one that stays
+    kept      a record that passed the stages: where it lies, its rank in the shuffle, its output shard
+    evidence  what a dedup rule compares a record by
+    keys      a key of a record under a rule; records that share one are candidates
+    lost      a record that a rule leaves out, and the id of the one that stays
+
+A build that goes on makes it anew.
 """
 
 import sqlite3
@@ -17,10 +19,8 @@ from data_pipelines.build.items import Rejected, Target
 from data_pipelines.build.recipe import Recipe
 from data_pipelines.errors import DataError
 
-# Written once and made again by a build that goes on: no journal.
 _TABLES = """
-    pragma journal_mode = off; pragma synchronous = off;
-    create table kept (shard, record, position, id, source, rank, split, part, number,
+    create table kept (shard, record, position, id, source, rank, target_split, target_source, target_shard,
         primary key (shard, record)) without rowid;
     create table evidence (rule, shard, record, evidence, primary key (rule, shard, record)) without rowid;
     create table keys (rule, key, shard, record);
@@ -102,7 +102,7 @@ class Catalog:
                         (rule, loser.kept, *loser.place),
                     )
             db.execute("delete from kept where (shard, record) in (select shard, record from lost)")
-            db.execute("create index by_target on kept (split, part, number)")
+            db.execute("create index by_target on kept (target_split, target_source, target_shard)")
 
     def lost(self, recipe: Recipe, shard: int) -> list[Rejected]:
         """The records of an input shard that dedup rules leave out."""
@@ -120,12 +120,14 @@ class Catalog:
     def of(self, target: Target) -> list[Position]:
         """The records of an output shard, by where they lie."""
         return self._positions(
-            "where split = ? and part = ? and number = ? order by shard, position", *target
+            "where target_split = ? and target_source = ? and target_shard = ? order by shard, position",
+            *target,
         )
 
     def targets(self) -> list[Target]:
         with self._open() as db:
-            rows = db.execute("select distinct split, part, number from kept order by split, part, number")
+            columns = "target_split, target_source, target_shard"
+            rows = db.execute(f"select distinct {columns} from kept order by {columns}")
             return [Target(*row) for row in rows]
 
     def sources(self) -> list[str]:
@@ -142,6 +144,8 @@ class Catalog:
         """Commits at the end. Errors of SQLite become DataErrors that name the file."""
         try:
             with closing(sqlite3.connect(self.path)) as db, db:
+                # What a kill leaves half-written is not read again: nothing to journal or to wait for.
+                db.executescript("pragma journal_mode = off; pragma synchronous = off")
                 yield db
         except sqlite3.Error as error:
             raise DataError(f"{self.path}: {error}") from error

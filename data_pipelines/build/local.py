@@ -5,7 +5,7 @@
     write    per output shard: its records, from the ingest files -> the shard
 
 A build that was killed skips what has its marker. A process holds the index of an input shard or the records
-of an output shard in memory, however many there are.
+of an output shard in memory, however many there are; only what was rejected is held as a whole (state.py).
 """
 
 import concurrent.futures

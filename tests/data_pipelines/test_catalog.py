@@ -22,7 +22,7 @@ class Near:
     reason: str
 
     def keys(self, example):
-        raise NotImplementedError
+        return dedup.NO_KEYS
 
     def similar(self, one, other):
         return abs(one[0] - other[0]) <= 1

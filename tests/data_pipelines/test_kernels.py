@@ -9,7 +9,6 @@ from data_pipelines import images, resample
 from data_pipelines.resize import RESIZES, Resize
 from tests.data_pipelines.web_corpus import picture
 
-pytest.importorskip("numba")
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 SIDES = st.integers(1, 150)
 

@@ -60,10 +60,12 @@ def test_a_dry_run_changes_nothing(backend, commands, capsys):
     assert commands.calls == []
 
 
-def test_a_tpu_vm_script_is_run(commands):
+def test_a_tpu_vm_script_is_run(commands, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it logs where it is run
     commands.add("gcloud", {"describe": (0, "ACTIVE\n"), "ssh": (0, "neo_jax exit 0\n" * 4)})
     run("submit", "tpu_vm", "--skip_preflight")
     assert [argv[4] for argv in commands.argvs] == ["create", "describe", "ssh", "delete"]
+    assert "neo_jax exit 0" in (tmp_path / "n.log").read_text()
 
 
 def test_this_machine_is_a_cluster_too(commands, tmp_path, monkeypatch):

@@ -92,16 +92,16 @@ window={size=2 pad=1_1 rhs_reversal=1}, dim_labels=b0f_i0o->b0f, metadata={op_na
 
 def test_step_of_a_small_config(tpu_compiler, capsys):
     """Its memory, its FLOPs against a hand count, and every weight gathered."""
-    result = search.check(small_config(**{"stage.only.batch_size": 2}), "only", V5E)
+    result = search.check(small_config(), "only", V5E)
     D, N, K, d, F, V, layers = 256, 2, 1, 128, 512, 2048, 2
-    tokens, words, patches = 2 * 1024, 2 * 512, 2 * 512  # of a device: 8 rows over four
+    tokens, words, patches = 8 * 1024, 8 * 512, 8 * 512  # of a device: 32 rows over four
     layer = D * N * d * 2 + D * K * d * 3 + N * d * D + 3 * D * F
     # Full recomputation, but for the layer's last product, whose result backward does not need.
     products = tokens * layers * (6 * layer + 2 * (layer - F * D))
     products += 6 * D * V * words  # cross-entropy visits supervised positions only
     blocks = estimate.live_blocks(*result.rows.intervals("image_bidirectional"), 512)
     per_pair = 2 * (2 * d + d) * 2 + 2 * (4 * d + 2 * d) + 2 * (4 * d + d)  # forward twice, dkv, dq
-    kernels = 2 * layers * N * blocks * 512**2 * per_pair
+    kernels = 8 * layers * N * blocks * 512**2 * per_pair
     found = result.estimate
     assert found.kernel_flops == kernels
     embed = patches * (4 * 768 * 128 * 4 + 512 * D * 6)  # pixels have no gradient
