@@ -17,7 +17,7 @@ import time
 from ml_collections import FrozenConfigDict
 
 from benchmarks import ours, rows, turns
-from benchmarks.train_step_vs_torch import config_of
+from benchmarks.train_step import config_of
 from neo_jax.checkpoint import Checkpoints
 
 

@@ -1,6 +1,6 @@
 """NEO's train step in PyTorch, as one would write it for speed without writing kernels: the yardstick.
 
-Same function, parameters and optimizer as ours (benchmarks/train_step_vs_torch.py checks it): queries, keys
+Same function, parameters and optimizer as ours (benchmarks/train_step.py checks it): queries, keys
 and values from one product, gate and up from one, F.rms_norm, scaled_dot_product_attention under the boolean
 mask of documents and images, cross-entropy at the supervised positions only, fused AdamW.
 

@@ -14,7 +14,7 @@ from benchmarks import (
     rows,
     scale,
     torch_neo,
-    train_step_vs_torch,
+    train_step,
     turns,
 )
 from configs import base
@@ -55,23 +55,23 @@ def test_turns_take_the_median_after_a_warm_up():
 
 
 def test_torch_trains_the_same_model(toy, monkeypatch):
-    result = train_step_vs_torch.measure(toy, repeats=3, compiled=False)
-    assert result["vs_eager"] > 0 and result["ours_tokens_per_s"] > 0
+    result = train_step.measure(toy, repeats=3, compiled=False)
+    assert result["ratio_vs_torch_eager"] > 0 and result["tokens_per_s"] > 0
 
     def another(model: torch_neo.Neo, params: dict) -> None:
         load(model, params | {"norm/weight": params["norm/weight"] * 1.01})
 
     load = torch_neo.load
     monkeypatch.setattr(torch_neo, "load", another)
-    batch = train_step_vs_torch.batch_of(toy)
-    losses = {name: [train_step_vs_torch.contender(name, toy, batch)()] for name in ("ours", "eager")}
+    batch = train_step.batch_of(toy)
+    losses = {name: [train_step.contender(name, toy, batch)()] for name in ("ours", "eager")}
     with pytest.raises(ValueError, match="losses differ"):
-        train_step_vs_torch.check_losses(losses)
+        train_step.check_losses(losses)
 
 
 def test_sizes_are_what_their_names_say():
-    for name in train_step_vs_torch.SIZES:
-        count = train_step_vs_torch.count(train_step_vs_torch.config_of(name))
+    for name in train_step.SIZES:
+        count = train_step.count(train_step.config_of(name))
         assert count / 1e6 == pytest.approx(int(name.removesuffix("M")), rel=0.15)
 
 

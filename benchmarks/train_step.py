@@ -1,6 +1,6 @@
 """Our train step against the same one in PyTorch, eager and compiled: tokens per second on this CPU.
 
-    python -m benchmarks.train_step_vs_torch [--sizes=5M,20M,60M] [--repeats=5] [--json]
+    python -m benchmarks.train_step [--sizes=5M,20M,60M] [--repeats=5] [--json]
 
 Every contender trains the same NEO from the same parameters on the same packed rows, with all cores of the
 machine, in a process of its own, as a training run has one: on a shared heap one takes the memory that the
@@ -36,6 +36,7 @@ SIZES = {
     "20M": (384, 6, 7, 1152, 8192),
     "60M": (640, 10, 8, 1920, 16384),
 }
+CONTENDERS = ("ours", "eager", "compile")  # the last two are PyTorch, without and with torch.compile
 ROWS, LENGTH, PATCHES = 2, 1024, 768
 TOLERANCE = 1e-4  # of losses, relative
 PEAK_LR = 1e-4  # small: the steps that compare losses must not amplify rounding
@@ -56,7 +57,7 @@ def config_of(size: str, **changes: Any) -> FrozenConfigDict:
 
 
 def contender(name: str, config: FrozenConfigDict, batch: dict[str, np.ndarray]) -> Callable[[], float]:
-    """Function that takes one train step and returns its loss: "ours", or PyTorch "eager" or "compiled"."""
+    """Function that takes one train step and returns its loss: one of CONTENDERS."""
     trainer = ours.Trainer(config)
     if name == "ours":
         on_mesh = trainer.put(batch)
@@ -64,7 +65,7 @@ def contender(name: str, config: FrozenConfigDict, batch: dict[str, np.ndarray])
     model = torch_neo.Neo(config.model)
     torch_neo.load(model, {path: np.asarray(x) for path, x in trainer.state.params.items()})
     other, tensors = (
-        torch_neo.Trainer(model, config.stage.full, compiled=name == "compiled"),
+        torch_neo.Trainer(model, config.stage.full, compiled=name == "compile"),
         torch_neo.tensors(batch),
     )
     return lambda: other.step(tensors)
@@ -85,14 +86,14 @@ def batch_of(config: FrozenConfigDict) -> dict[str, np.ndarray]:
 
 
 def measure(config: FrozenConfigDict, repeats: int, compiled: bool = True) -> dict[str, float]:
-    """Tokens per second of each contender, and the ratios of ours to theirs (`_cpu`: per CPU second).
+    """tokens_per_s of ours, and ratio_vs_torch_{eager,compile} of ours to theirs (`_cpu`: per CPU second).
 
     Raises:
         ValueError: the contenders do not compute the same losses.
     """
     spawn = multiprocessing.get_context("spawn")
     pipes, processes, taken = {}, {}, {}
-    for name in ("ours", "eager", "compiled") if compiled else ("ours", "eager"):
+    for name in CONTENDERS if compiled else CONTENDERS[:-1]:
         pipes[name], other_end = spawn.Pipe()
         processes[name] = spawn.Process(target=take_turns, args=(other_end, name, config), daemon=True)
         processes[name].start()
@@ -111,10 +112,10 @@ def measure(config: FrozenConfigDict, repeats: int, compiled: bool = True) -> di
         for i in (1, 2)
     )
     tokens = int((batch_of(config)["kinds"] > 0).sum())
-    result = {f"{name}_tokens_per_s": tokens / seconds for name, seconds in wall.items()}
+    result = {"tokens_per_s": tokens / wall["ours"]}
     for name in wall.keys() - {"ours"}:
-        result[f"vs_{name}"] = wall[name] / wall["ours"]
-        result[f"vs_{name}_cpu"] = cpu[name] / cpu["ours"]
+        result[f"ratio_vs_torch_{name}"] = wall[name] / wall["ours"]
+        result[f"ratio_vs_torch_{name}_cpu"] = cpu[name] / cpu["ours"]
     return result
 
 
@@ -133,16 +134,18 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.sizes) - set(SIZES):
         sys.exit(f"error: --sizes: {', '.join(sorted(unknown))} is not among {', '.join(SIZES)}")
-    results = {}
-    print(f"{'size':>6}{'parameters':>12}{'tokens/s':>10}{'vs eager':>10}{'compiled':>10}   per CPU second")
+    results: dict[str, dict[str, float]] = {}  # number -> size -> its value
+    print(f"{'size':>6}{'parameters':>12}{'tokens/s':>10}{'vs eager':>10}{'compile':>10}   per CPU second")
     for size in args.sizes:
         config = config_of(size)
-        results[size] = r = measure(config, args.repeats)
-        ratios = "".join(f"{r[f'vs_{name}']:>9.2f}x" for name in ("eager", "compiled"))
-        by_cpu = "".join(f"{r[f'vs_{name}_cpu']:>7.2f}x" for name in ("eager", "compiled"))
-        print(f"{size:>6}{count(config):>12,}{r['ours_tokens_per_s']:>10.0f}{ratios}{by_cpu}", flush=True)
+        found = measure(config, args.repeats)
+        for name, value in found.items():
+            results.setdefault(name, {})[size] = value
+        ratios = [found[f"ratio_vs_torch_{name}{kind}"] for kind in ("", "_cpu") for name in CONTENDERS[1:]]
+        by_clock_and_cpu = "{:>9.2f}x{:>9.2f}x{:>7.2f}x{:>7.2f}x".format(*ratios)
+        print(f"{size:>6}{count(config):>12,}{found['tokens_per_s']:>10.0f}{by_clock_and_cpu}", flush=True)
     if args.json:
-        print(json.dumps({"threads": torch.get_num_threads(), "train_step": results}))
+        print(json.dumps({"threads": torch.get_num_threads(), **results}))
 
 
 def count(config: FrozenConfigDict) -> int:
