@@ -2,6 +2,7 @@
 
     python -m neo_jax.generate --workdir=runs/quickstart --image=photo.jpg
     python -m neo_jax.generate --workdir=DIR --image=a.png --image=b.png --prompt="<image> or <image>? "
+    python -m neo_jax.generate --hf=HF_DIR --image=photo.jpg --prompt="What is this?"
 
 Prints the text up to <|im_end|>.
 """
@@ -28,7 +29,9 @@ from neo_jax.restore import Trained
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m neo_jax.generate", description="Captions images.")
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a trained run")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--workdir", type=pathlib.Path, help="folder of a trained run")
+    model.add_argument("--hf", type=pathlib.Path, help="folder in Hugging Face's layout, of any family")
     parser.add_argument(
         "--image",
         type=pathlib.Path,
@@ -44,18 +47,18 @@ def main(argv: Sequence[str]) -> None:
         "(default: the prompt of training captions in the first language)",
     )
     parser.add_argument("--max_new_tokens", type=int, help="default: config.eval.max_new_tokens")
-    parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest)")
+    parser.add_argument("--step", type=int, help="checkpoint of the run (default: the newest)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
 
-    config = workdir_lib.load_config(args.workdir)
-    prompt = text.prompt_text(config.data.locales[0]) if args.prompt is None else args.prompt
-    max_new_tokens = config.eval.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens
-    if max_new_tokens < 1:
-        raise UserError(f"--max_new_tokens={max_new_tokens}: must be at least 1")
+    if args.max_new_tokens is not None and args.max_new_tokens < 1:
+        raise UserError(f"--max_new_tokens={args.max_new_tokens}: must be at least 1")
     files = [_read(path) for path in args.images]  # before the slow part
 
-    trained = restore.load(args.workdir, config, args.step)
+    trained = _load(args.workdir, args.hf, args.step)
+    data, evaluation = trained.config.data, trained.config.eval
+    prompt = text.prompt_text(data.locales[0]) if args.prompt is None else args.prompt
+    max_new_tokens = args.max_new_tokens or evaluation.max_new_tokens
     document = prompt_document(trained, files, [str(path) for path in args.images], prompt)
     [caption] = generate(trained, [document], max_new_tokens)
     if args.json:
@@ -63,6 +66,17 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps({"caption": caption, "images": images, "prompt": prompt, "step": trained.step}))
     else:
         print(caption)
+
+
+def _load(workdir: pathlib.Path | None, hf: pathlib.Path | None, step: int | None) -> Trained:
+    if workdir is not None:
+        return restore.load(workdir, workdir_lib.load_config(workdir), step)
+    if step is not None:
+        raise UserError("--step: is of a run's checkpoints; leave it out with --hf")
+    from neo_jax.convert import import_  # the tables of all families
+
+    assert hf is not None
+    return import_.load(hf)
 
 
 def prompt_document(trained: Trained, files: Sequence[bytes], names: Sequence[str], prompt: str) -> Document:

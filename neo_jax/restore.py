@@ -66,11 +66,8 @@ def load(workdir: pathlib.Path, config: FrozenConfigDict, step: int | None = Non
         UserError: there is no such checkpoint, it is damaged, or it belongs to other data or another model.
     """
     folder = checkpoint_folder(workdir, step)
-    step = int(folder.name)
-    model = Transformer(config.model)
-    device = jax.devices()[0]
-    sharding = jax.sharding.SingleDeviceSharding(device)
-    specs = params_lib.abstract(model)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    specs = params_lib.abstract(Transformer(config.model))
     params, record = load_params(
         folder,
         {
@@ -78,15 +75,13 @@ def load(workdir: pathlib.Path, config: FrozenConfigDict, step: int | None = Non
             for path, spec in specs.items()
         },
     )
-    return Trained(
-        config=config,
-        step=step,
-        stage=last_stage(config, step),
-        model=model,
-        params=params,
-        tokenizer=tokenizer_of(workdir, config, folder, record),
-        mesh=jax.sharding.Mesh(np.reshape([device], [1] * len(mesh_lib.AXES)), mesh_lib.AXES),
-    )
+    return on_one_device(config, int(folder.name), params, tokenizer_of(workdir, config, folder, record))
+
+
+def on_one_device(config: FrozenConfigDict, step: int, params: Params, tokenizer: Tokenizer) -> Trained:
+    """A model from parameters that lie on the first device."""
+    mesh = jax.sharding.Mesh(np.reshape(jax.devices()[:1], [1] * len(mesh_lib.AXES)), mesh_lib.AXES)
+    return Trained(config, step, last_stage(config, step), Transformer(config.model), params, tokenizer, mesh)
 
 
 def last_stage(config: FrozenConfigDict, step: int) -> Stage:

@@ -6,13 +6,22 @@ import shutil
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import base
 from data_pipelines import documents
-from neo_jax import config as config_lib, grow, objectives, params as params_lib, workdir as workdir_lib
+from data_pipelines.text import Tokenizer
+from neo_jax import (
+    config as config_lib,
+    grow,
+    objectives,
+    params as params_lib,
+    restore,
+    workdir as workdir_lib,
+)
 from neo_jax.convert import fields, files, ours, table
 from neo_jax.convert.families import FAMILIES, recognise
 from neo_jax.convert.files import Tensor
@@ -21,6 +30,7 @@ from neo_jax.convert.table import Family, Row
 from neo_jax.errors import UserError
 from neo_jax.model.transformer import Transformer
 from neo_jax.params import ParamSpec
+from neo_jax.restore import Trained
 
 # What goes along unread, for generation and for a later export.
 COMPANIONS = re.compile(
@@ -220,6 +230,19 @@ def run(
         ours.save(partial / "checkpoints" / "0", ((path, make(path)) for path in specs), record)
         workdir_lib.claim(partial, config)
     return source
+
+
+def load(hf: pathlib.Path) -> Trained:
+    """The model of a folder, in memory: what `restore.load` gives after `run`, with no workdir between.
+
+    Raises:
+        UserError: as `Source`, or the folder has no tokenizer.
+    """
+    source = Source(hf)
+    config = imported_config(source)
+    params = {path: jnp.asarray(source.load(path)) for path in params_lib.abstract(Transformer(config.model))}
+    tokenizer = Tokenizer(hf / restore.TOKENIZER, config.data.special_tokens)
+    return restore.on_one_device(config, 0, params, tokenizer)
 
 
 def _maker(

@@ -110,6 +110,10 @@ def test_other_bad_input(smoke_workdir, files, tmp_path):
         generate.main([f"--workdir={tmp_path}", image])
     with pytest.raises(UserError, match="--step=7"):
         generate.main([f"--workdir={smoke_workdir}", image, "--step=7"])
+    with pytest.raises(UserError, match=r"--hf=.*no such folder"):
+        generate.main([f"--hf={tmp_path / 'nowhere'}", image])
+    with pytest.raises(UserError, match="--step: is of a run's checkpoints"):
+        generate.main([f"--hf={tmp_path}", image, "--step=7"])
     with pytest.raises(UserError, match="--max_new_tokens=0"):
         generate.main([f"--workdir={smoke_workdir}", image, "--max_new_tokens=0"])
     with pytest.raises(DataError, match="1 pictures for 2 <image> markers"):

@@ -51,15 +51,15 @@ def test_imported_is_exported(trained, imported):
 
 
 def test_generate_from_imported(smoke_workdir, imported, tmp_path, capsys):
-    """It needs neither the run nor its data: the tokenizer came along."""
+    """It needs neither the run nor its data, nor an import: the tokenizer came along."""
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     answers = []
-    for workdir in (smoke_workdir, imported):
+    for model in (f"--workdir={smoke_workdir}", f"--workdir={imported}", f"--hf={imported.parent / 'hf'}"):
         flags = ["--json", "--max_new_tokens=8", "--prompt=en: ", f"--image={tmp_path / 'image.png'}"]
-        generate.main([f"--workdir={workdir}", *flags])
+        generate.main([model, *flags])
         answers.append(json.loads(capsys.readouterr().out.splitlines()[-1])["caption"])
-    assert answers[0] == answers[1]
+    assert answers[0] == answers[1] == answers[2]
 
 
 @pytest.mark.parametrize("axes", [{"num_devices": 1}, {"num_devices": 4, "fsdp": 2, "tensor": 2}])
