@@ -26,7 +26,8 @@ def test_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-SUBCOMMANDS = ("export", "import", "verify", "render", "validate", "submit", "status", "fit", "advise")
+CONVERT, LAUNCH = ("export", "import", "verify"), ("render", "validate", "submit", "status")
+SUBCOMMANDS = (*CONVERT, *LAUNCH, "fit", "advise", "expand", "run")  # a sweep has a status, too
 COMMANDS = sorted(set(re.findall(rf"python -m ([\w.]+)((?: {'| '.join((*SUBCOMMANDS, 'ls'))})?)", TEXT)))
 
 

@@ -1,6 +1,6 @@
 """IsoFLOP sweep of tiny NEOs on the quickstart's data: seven sizes at four budgets, from seven trunks.
 
-python -m neo_jax.sweep --sweep=configs/sweeps/quickstart.py --out=runs/sweeps/quickstart
+python -m neo_jax.sweep run --config=configs/sweeps/quickstart.py --workdir=runs/sweeps/quickstart
 python -m neo_jax.scaling fit --results=runs/sweeps/quickstart --out=runs/sweeps/quickstart/scaling
 """
 

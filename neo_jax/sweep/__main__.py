@@ -1,6 +1,14 @@
-"""Runs a sweep, or goes on with it: python -m neo_jax.sweep --sweep=FILE.py --out=DIR"""
+"""Sweeps: many runs from one file, and a table of what came out.
+
+    python -m neo_jax.sweep expand --config=configs/sweeps/X.py --workdir=DIR   # name the runs
+    python -m neo_jax.sweep run    --config=configs/sweeps/X.py --workdir=DIR   # run them, or go on
+    python -m neo_jax.sweep status --config=configs/sweeps/X.py --workdir=DIR   # how far they are
+
+--config.FIELD=VALUE changes a field of every cell.
+"""
 
 import argparse
+import collections
 import json
 import pathlib
 from collections.abc import Sequence
@@ -13,51 +21,75 @@ from neo_jax.sweep.local import Sweep
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m neo_jax.sweep", description=__doc__)
-    parser.add_argument("--sweep", type=pathlib.Path, required=True, metavar="FILE.py", help="what to run")
-    parser.add_argument(
-        "--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of the runs and the table"
+    args = config_lib.parse(_parser(), argv)
+    sweep = Sweep(args.config, cells.load(args.config), args.workdir, args.overrides)
+    return {"expand": expand, "run": run, "status": status}[args.command](sweep, args)
+
+
+def expand(sweep: Sweep, args: argparse.Namespace) -> int:
+    """Prints a command per cell, or writes a launcher's file for each."""
+    if args.launch is None:
+        for cell in sweep.cells:
+            print(f"{cell.name}: {' '.join(sweep.command(cell))}")
+        return EXIT_OK
+    from neo_jax.sweep import launcher  # needs the launcher's packages
+
+    print("\n".join(launcher.write(sweep, args.launch, args.files or sweep.workdir / "launch")))
+    return EXIT_OK
+
+
+def run(sweep: Sweep, args: argparse.Namespace) -> int:
+    """Runs what has not ended, and writes the table whenever a cell has."""
+    if args.jobs < 1:
+        raise UserError(f"--jobs={args.jobs}: at least 1")
+    local.check(sweep)
+    code = local.run(sweep, jobs=args.jobs, retry=args.retry, after_each=lambda: _written(sweep), say=_say)
+    rows = table.write(sweep)
+    _report(sweep, rows, as_json=args.json)
+    if code == EXIT_OK and any(row["status"] in (local.FAILED, local.BLOCKED) for row in rows):
+        return EXIT_USER_ERROR
+    return code
+
+
+def status(sweep: Sweep, args: argparse.Namespace) -> int:
+    """Prints where every cell stands; writes nothing, and may be asked while the sweep runs."""
+    rows = [table.row(sweep, cell) for cell in sweep.cells]
+    for row in rows:
+        loss = "" if row["loss"] is None else f", loss {row['loss']:.4f}"
+        print(f"{row['name']}: {row['status']}, step {row['steps_taken'] or 0} of {row['steps']}{loss}")
+    _report(sweep, rows, as_json=args.json)
+    return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m neo_jax.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (default 1)")
-    parser.add_argument("--retry", action="store_true", help="run failed cells again")
-    parser.add_argument(
-        "--list", action="store_true", help="only say which cells there are, and their commands"
+    general = argparse.ArgumentParser(add_help=False)
+    general.add_argument("--config", type=pathlib.Path, required=True, metavar="FILE.py", help="sweep file")
+    general.add_argument(
+        "--workdir", type=pathlib.Path, required=True, help="folder of the runs and of the table"
     )
-    parser.add_argument(
+    commands = parser.add_subparsers(dest="command", required=True)
+    to_expand = commands.add_parser("expand", parents=[general], help="name the cells and their commands")
+    to_expand.add_argument(
         "--launch",
         metavar="FLAGS",
         help="write a launcher's file per cell instead: flags of `python -m launch render` in one string, "
         "such as --launch='--backend=slurm --topology=h100:8'",
     )
-    parser.add_argument(
-        "--files", type=pathlib.Path, metavar="DIR", help="where to write them (default OUT/launch)"
+    to_expand.add_argument(
+        "--files", type=pathlib.Path, metavar="DIR", help="where to write them (default WORKDIR/launch)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    args = config_lib.parse(parser, argv)
-    if args.jobs < 1:
-        raise UserError(f"--jobs={args.jobs}: at least 1")
-    sweep = Sweep(args.sweep, cells.load(args.sweep), args.out, args.overrides)
-    if args.launch is not None:
-        from neo_jax.sweep import launcher  # needs the launcher's packages
-
-        print("\n".join(launcher.write(sweep, args.launch, args.files or args.out / "launch")))
-        return EXIT_OK
-    local.check(sweep)
-    if args.list:
-        for cell in sweep.cells:
-            print(f"{cell.name}: {' '.join(sweep.command(cell))}")
-        return EXIT_OK
-    code = local.run(sweep, jobs=args.jobs, retry=args.retry, after_each=lambda: _written(sweep), say=_say)
-    rows = table.write(sweep)
-    print(_summary(rows, args.out))
-    if args.json:
-        counts = {
-            status: sum(row["status"] == status for row in rows) for status in {row["status"] for row in rows}
-        }
-        print(json.dumps({"cells": len(rows), **counts, "results": str(args.out / "results.parquet")}))
-    if code == EXIT_OK and any(row["status"] in (local.FAILED, local.BLOCKED) for row in rows):
-        return EXIT_USER_ERROR
-    return code
+    to_run = commands.add_parser("run", parents=[general], help="run the cells, or go on with them")
+    to_run.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (default 1)")
+    to_run.add_argument("--retry", action="store_true", help="run failed cells again")
+    to_ask = commands.add_parser("status", parents=[general], help="say where each cell stands")
+    for command in (to_run, to_ask):
+        command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    return parser
 
 
 def _written(sweep: Sweep) -> None:
@@ -68,17 +100,15 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _summary(rows: Sequence[dict[str, Any]], out: pathlib.Path) -> str:
-    """How many cells ended well, and for each other what became of it."""
-    lines = [
-        f"{sum(row['status'] == local.DONE for row in rows)} of {len(rows)} cells done: {out}/results.parquet"
-    ]
+def _report(sweep: Sweep, rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """How many cells ended well, and why others did not."""
+    counts = collections.Counter(row["status"] for row in rows)
+    print(f"{counts[local.DONE]} of {len(rows)} cells done: {sweep.workdir}")
     for row in rows:
-        if row["status"] != local.DONE:
-            lines.append(
-                f"{row['name']}: {row['status']}" + (f": {row['message']}" if row["message"] else "")
-            )
-    return "\n".join(lines)
+        if row["message"]:
+            print(f"{row['name']}: {row['status']}: {row['message']}")
+    if as_json:
+        print(json.dumps({"cells": len(rows), **counts, "results": str(sweep.workdir / "results.parquet")}))
 
 
 if __name__ == "__main__":

@@ -135,10 +135,10 @@ def find(sweep: list[Cell], name: str) -> FrozenConfigDict:
 def load(file: pathlib.Path) -> list[Cell]:
     """The checked cells of a sweep file. Raises UserError for what is wrong with it."""
     if not file.is_file():
-        raise UserError(f"--sweep={file}: no such file")
+        raise UserError(f"--config={file}: no such file")
     spec = importlib.util.spec_from_file_location(f"sweep_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise UserError(f"--sweep={file}: a sweep is a Python file")
+        raise UserError(f"--config={file}: a sweep is a Python file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -1,9 +1,8 @@
 """A launcher's file for every cell, for machines other than this one.
 
 The launcher's own flags (`python -m launch render`) say where; config, name and workdir come from the cell.
-OUT is then a folder as the machines see it, and the files are written below `--files`, which is here. A
-branch's file is to
-be submitted when its trunk is done: it names a checkpoint of it.
+WORKDIR is then a folder as the machines see it, and the files are written below `--files`, which is here. A
+branch's file is to be submitted when its trunk is done: it names a checkpoint of it.
 """
 
 import argparse
@@ -42,7 +41,7 @@ def write(sweep: Sweep, flags: str, folder: pathlib.Path) -> list[str]:
     for cell in sweep.cells:
         fields = [f"--config.{field}={text}" for field, text in sweep.fields(cell)]
         own = [f"--config={sweep.file}:{cell.name}", f"--name={names[cell.name]}"]
-        args = _parsed([*given, *own, f"--workdir={sweep.workdir(cell)}", *fields])
+        args = _parsed([*given, *own, f"--workdir={sweep.run_folder(cell)}", *fields])
         backend = BACKENDS[args.backend]
         path = folder / f"{names[cell.name]}.{_SUFFIXES.get(args.backend, 'sh')}"
         path.write_text(backend.render(launch.job_of(args, backend)))

@@ -1,9 +1,10 @@
 """Runs the cells of a sweep on this machine, a few at a time; the same call goes on where the last one
 stopped.
 
-Every cell is a process of its own, `python -m neo_jax.train`, with workdir OUT/runs/NAME. Beside the run lie
-log.txt, what it printed, and cell.json, how it ended; a cell without one is not finished and goes on from its
-checkpoint. Failed and diverged cells are not run again unless asked, and stay in the table.
+Every cell is a process of its own, `python -m neo_jax.train`, with its own workdir, runs/NAME in that of the
+sweep. Beside the run lie log.txt, what it printed, and cell.json, how it ended; a cell without one is not
+finished and goes on from its checkpoint. Failed and diverged cells are not run again unless asked, and stay
+in the table.
 """
 
 import dataclasses
@@ -38,17 +39,17 @@ class Sweep:
 
     file: pathlib.Path
     cells: Sequence[Cell]
-    out: pathlib.Path
+    workdir: pathlib.Path
     overrides: Overrides = ()
 
-    def workdir(self, cell: Cell) -> pathlib.Path:
-        return self.out / "runs" / cell.name
+    def run_folder(self, cell: Cell) -> pathlib.Path:
+        return self.workdir / "runs" / cell.name
 
     def fields(self, cell: Cell) -> Overrides:
         """What the command line of the cell's run sets: the overrides, and where it branches from."""
         if not cell.trunk:
             return self.overrides
-        checkpoint = self.out / "runs" / cell.trunk / "checkpoints" / str(cell.branch_step)
+        checkpoint = self.workdir / "runs" / cell.trunk / "checkpoints" / str(cell.branch_step)
         return (*self.overrides, ("branch", str(checkpoint)))
 
     def config(self, cell: Cell) -> FrozenConfigDict:
@@ -58,7 +59,7 @@ class Sweep:
         """The command that runs the cell, here or anywhere."""
         flags = [f"--config.{field}={text}" for field, text in self.fields(cell)]
         config = f"--config={self.file}:{cell.name}"
-        return [sys.executable, "-m", "neo_jax.train", config, f"--workdir={self.workdir(cell)}", *flags]
+        return [sys.executable, "-m", "neo_jax.train", config, f"--workdir={self.run_folder(cell)}", *flags]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +87,12 @@ def check(sweep: Sweep) -> None:
     """Raises UserError for a cell whose config is wrong, or whose workdir holds a run of another config."""
     for cell in sweep.cells:
         config = sweep.config(cell)
-        workdir = sweep.workdir(cell)
+        workdir = sweep.run_folder(cell)
         if (workdir / "config.json").exists():
             changes = config_lib.diff(workdir_lib.load_config(workdir), config)
             if changes:
                 raise UserError(
-                    f"--out={sweep.out}: cell {cell.name} was run with another config; use another "
+                    f"--workdir={sweep.workdir}: cell {cell.name} was run with another config; use another "
                     f"folder, or take "
                     f"these back: {'; '.join(changes)}"
                 )
@@ -117,9 +118,9 @@ def run(
     """
     if retry:
         for cell in sweep.cells:
-            if ending(sweep.workdir(cell)).status in (FAILED, BLOCKED):
-                (sweep.workdir(cell) / "cell.json").unlink()
-    waiting = [cell for cell in sweep.cells if ending(sweep.workdir(cell)).status == UNFINISHED]
+            if ending(sweep.run_folder(cell)).status in (FAILED, BLOCKED):
+                (sweep.run_folder(cell) / "cell.json").unlink()
+    waiting = [cell for cell in sweep.cells if ending(sweep.run_folder(cell)).status == UNFINISHED]
     total = len(sweep.cells)
     if len(waiting) < total:
         say(f"{total - len(waiting)} of {total} cells have ended before")
@@ -137,10 +138,11 @@ def run(
                     process.send_signal(signal.SIGTERM)
                 asked[:], waiting, stopping = [], [], True
             for cell in list(waiting):
-                trunk = ending(sweep.out / "runs" / cell.trunk) if cell.trunk else Ending(DONE)
+                trunk = ending(sweep.workdir / "runs" / cell.trunk) if cell.trunk else Ending(DONE)
                 if trunk.status not in (DONE, UNFINISHED):
                     _record(
-                        sweep.workdir(cell), Ending(BLOCKED, message=f"its trunk {cell.trunk} {trunk.status}")
+                        sweep.run_folder(cell),
+                        Ending(BLOCKED, message=f"its trunk {cell.trunk} {trunk.status}"),
                     )
                     waiting.remove(cell)
                     after_each()
@@ -155,27 +157,27 @@ def run(
                 del running[name]
                 if stopping and code < 0:  # before it could save, by our signal or the one that we got
                     code = EXIT_INTERRUPTED
-                found = _ended(sweep.workdir(cell), code, time.monotonic() - began)
+                found = _ended(sweep.run_folder(cell), code, time.monotonic() - began)
                 left = len(waiting) + len(running)
                 say(f"{name} {found.status} after {found.seconds:.0f} s, {left} to go{_because(found)}")
                 if found.status != UNFINISHED:
-                    _record(sweep.workdir(cell), found)
+                    _record(sweep.run_folder(cell), found)
                 after_each()
             if running:
                 time.sleep(POLL_SECONDS)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    unfinished = [cell for cell in sweep.cells if ending(sweep.workdir(cell)).status == UNFINISHED]
+    unfinished = [cell for cell in sweep.cells if ending(sweep.run_folder(cell)).status == UNFINISHED]
     return EXIT_INTERRUPTED if unfinished else EXIT_OK
 
 
 def _start(sweep: Sweep, cell: Cell) -> subprocess.Popen[bytes]:
-    workdir = sweep.workdir(cell)
+    workdir = sweep.run_folder(cell)
     workdir.mkdir(parents=True, exist_ok=True)
     environment: Mapping[str, str] = {
         # Cells of one shape evaluate with one program; a branch differs from its trunk in the schedule only.
-        "JAX_COMPILATION_CACHE_DIR": str((sweep.out / "compiled").absolute()),
+        "JAX_COMPILATION_CACHE_DIR": str((sweep.workdir / "compiled").absolute()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
     with (workdir / "log.txt").open("ab") as log:

@@ -1,8 +1,8 @@
 """One row per cell: sizes, data, compute and losses, from the run's own records alone.
 
-Written to OUT/results.parquet and OUT/results.jsonl. Units: parameters, tokens, FLOPs (multiply-add = 2,
-flops.py), nats per token, seconds. A cell that has not logged yet has its sizes only; a field that does not
-apply is null.
+Written to results.parquet and results.jsonl in the sweep's workdir. Units: parameters, tokens, FLOPs
+(multiply-add = 2, flops.py), nats per token, seconds. A cell that has not logged yet has its sizes only; a
+field that does not apply is null.
 """
 
 import json
@@ -28,11 +28,11 @@ def write(sweep: Sweep) -> list[dict[str, Any]]:
     rows = [row(sweep, cell) for cell in sweep.cells]
     names = list(dict.fromkeys(name for one in rows for name in one))
     rows = [{name: one.get(name) for name in names} for one in rows]
-    sweep.out.mkdir(parents=True, exist_ok=True)
-    _replace(sweep.out / "results.jsonl", "".join(json.dumps(one) + "\n" for one in rows).encode())
+    sweep.workdir.mkdir(parents=True, exist_ok=True)
+    _replace(sweep.workdir / "results.jsonl", "".join(json.dumps(one) + "\n" for one in rows).encode())
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
-    _replace(sweep.out / "results.parquet", sink.getvalue().to_pybytes())
+    _replace(sweep.workdir / "results.parquet", sink.getvalue().to_pybytes())
     return rows
 
 
@@ -43,7 +43,7 @@ def row(sweep: Sweep, cell: Cell) -> dict[str, Any]:
     without a split they are those of the last logged training step. `train_loss` is always that. `n_active`:
     what a token uses.
     """
-    config, workdir = sweep.config(cell), sweep.workdir(cell)
+    config, workdir = sweep.config(cell), sweep.run_folder(cell)
     ended = local.ending(workdir)
     lines = metrics.read(workdir / "metrics.jsonl")
     steps = [line for line in lines if "loss" in line]
@@ -74,7 +74,7 @@ def row(sweep: Sweep, cell: Cell) -> dict[str, Any]:
         "train_loss": steps[-1]["loss"] if steps else None,
         "seconds": ended.seconds or None,
         "config_hash": config_lib.config_hash(config),
-        "workdir": str(workdir.relative_to(sweep.out)),
+        "workdir": str(workdir.relative_to(sweep.workdir)),
     }
     return (
         found

@@ -199,7 +199,7 @@ lines.append(dict(step=20, eval=dict(dev=2.5), eval_source=dict(dev=dict(noto=2.
 
 class Stubbed(local.Sweep):
     def command(self, cell):
-        return [sys.executable, "-c", STUB, str(self.workdir(cell)), cell.name]
+        return [sys.executable, "-c", STUB, str(self.run_folder(cell)), cell.name]
 
 
 def stubbed(out: Path, *names: str, trunk: str = "") -> Stubbed:
@@ -215,7 +215,7 @@ def run(sweep: local.Sweep, **kwargs) -> int:
 
 
 def attempts(sweep: local.Sweep) -> dict[str, int]:
-    files = {cell.name: sweep.workdir(cell) / "attempts" for cell in sweep.cells}
+    files = {cell.name: sweep.run_folder(cell) / "attempts" for cell in sweep.cells}
     return {name: len(file.read_text()) if file.exists() else 0 for name, file in files.items()}
 
 
@@ -289,13 +289,28 @@ def test_the_command_runs_real_cells(tmp_path, quickstart_data, capfd, monkeypat
     (tmp_path / "sweep.py").write_text(SWEEP_FILE)
     monkeypatch.chdir(ROOT)
     argv = [
-        f"--sweep={tmp_path}/sweep.py",
-        f"--out={tmp_path}/out",
+        f"--config={tmp_path}/sweep.py",
+        f"--workdir={tmp_path}/out",
         f"--config.data.path={quickstart_data.data.path}",
     ]
-    assert command.main([*argv, "--json"]) == EXIT_OK, capfd.readouterr().out
+
+    def status():
+        assert command.main(["status", *argv, "--json"]) == EXIT_OK
+        *lines, counts = capfd.readouterr().out.splitlines()
+        return lines, json.loads(counts)
+
+    assert command.main(["expand", *argv]) == EXIT_OK
+    cells_of = [line.partition(": ") for line in capfd.readouterr().out.splitlines()]
+    assert [name for name, _, _ in cells_of] == ["s-D10", "s-D5"]
+    assert all("-m neo_jax.train --config=" in line for _, _, line in cells_of)
+    assert status()[1]["unfinished"] == 2
+    assert not (tmp_path / "out").exists()  # neither of the two writes anything
+    assert command.main(["run", *argv, "--json"]) == EXIT_OK, capfd.readouterr().out
     said = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert (said["cells"], said["done"]) == (2, 2)
+    lines, counts = status()
+    assert counts == said
+    assert lines[0].startswith("s-D10: done, step 10 of 10, loss ")
     longer, shorter = points.read(tmp_path / "out")
     assert (longer["steps_taken"], shorter["steps_taken"]) == (10, 5)
     assert shorter["trunk"] == "s-D10"
@@ -306,12 +321,12 @@ def test_the_command_runs_real_cells(tmp_path, quickstart_data, capfd, monkeypat
     assert shorter["flops"] == pytest.approx(longer["flops"] / 2, rel=0.1)
     assert all(math.isfinite(one["loss"]) and one["loss/noto"] > 0 for one in (longer, shorter))
     with pytest.raises(UserError, match=r"was run with another config.*stage.full.peak_lr: 0.002 -> 0.001"):
-        command.main([*argv, "--config.stage.full.peak_lr=1e-3"])
+        command.main(["run", *argv, "--config.stage.full.peak_lr=1e-3"])
 
 
 def test_launcher_files_name_the_cells_config_and_their_trunks_checkpoint(tmp_path, capsys):
     (tmp_path / "sweep.py").write_text(SWEEP_FILE)
-    argv = [f"--sweep={tmp_path}/sweep.py", "--out=/shared/sweep", f"--files={tmp_path}/files"]
+    argv = ["expand", f"--config={tmp_path}/sweep.py", "--workdir=/shared/sweep", f"--files={tmp_path}/files"]
     assert command.main([*argv, "--launch=--backend=slurm --topology=h100:1"]) == EXIT_OK
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path}/files/s-d10.sh",
@@ -338,5 +353,5 @@ def test_sweep_files_that_are_wrong(tmp_path, text, message):
     if text is not None:
         file.write_text(text)
     with pytest.raises(UserError) as caught:
-        command.main([f"--sweep={file}", f"--out={tmp_path}/out"])
+        command.main(["run", f"--config={file}", f"--workdir={tmp_path}/out"])
     assert message in str(caught.value)
