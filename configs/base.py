@@ -116,7 +116,6 @@ def data() -> ConfigDict:
     c.special_tokens = ()  # names that are appended to the vocabulary where it lacks them, in this order
     c.layout = "neo"  # how an image lies in the token table: markers, row ends (data_pipelines/layout.py)
     c.resize = "neo"  # how large an image becomes (data_pipelines/resize.py)
-    c.resampler = "pillow"  # as published, to the bit; "simd": other rounding, faster where numba is missing
     c.resize_canvas = (1080, 1920)  # fuyu: height and width; scaled to an area of stage.max_pixels
     c.resize_grid = (336, 14)  # eve: pixels per side of the teacher's image and of its patches
     c.number_images = False  # write "Image-1: " before each of several images

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.errors import Reject
-from data_pipelines.resample import compiled, pillow, simd
+from data_pipelines.resample import compiled, pillow
 from data_pipelines.resize import RESIZES, Plan, Resize
 from data_pipelines.schema import LoadPatches
 
@@ -257,14 +257,11 @@ def resize(image: Image.Image, height: int, width: int, rule: str = "neo") -> Im
 def _resize_into(blocks: np.ndarray, image: Image.Image | np.ndarray, to: Resize) -> None:
     """An RGB image, as rows x cols blocks of height x width pixels: uint8 [rows, cols, height, width * 3]."""
     rows, cols, height, width = blocks.shape
-    rule, new_height, new_width = RESIZES[to.rule], rows * height, cols * width // 3
-    if to.resampler == "simd":
-        pixels = simd(np.asarray(image), new_height, new_width, rule.filter)
-    else:
-        if compiled(np.asarray(image), blocks, rule.filter, rule.width_first):
-            return
-        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        pixels = np.asarray(resize(image, new_height, new_width, to.rule))
+    rule = RESIZES[to.rule]
+    if compiled(np.asarray(image), blocks, rule.filter, rule.width_first):
+        return
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    pixels = np.asarray(resize(image, rows * height, cols * width // 3, to.rule))
     blocks[...] = pixels.reshape(rows, height, cols, width).swapaxes(1, 2)
 
 

@@ -6,7 +6,7 @@ of a line, which the compiler turns into vector instructions; Pillow's run over 
 made of. Both passes go on together, line by line, and the second finds the first one's results in the cache.
 Windows that reach out of the picture keep their length: there the weights are 0.
 
-Importing this needs numba (extra `simd`), which keeps what it compiled on disk.
+Importing this needs numba (extra `numba`), which keeps what it compiled on disk.
 """
 
 import numba

@@ -44,7 +44,6 @@ class Resize:
     canvas: tuple[int, int] = (1080, 1920)  # fuyu: (height, width) whose shape bounds the picture
     grid: tuple[int, int] = (336, 14)  # eve: size of the teacher's picture and of its patches
     tile: int = 448  # internvl: pixels per side of a tile
-    resampler: str = "pillow"  # one of RESAMPLERS, see resample.py
 
     def plan(self, height: int, width: int) -> Plan:
         """Raises Reject("aspect") where the family refuses pictures of that shape."""

@@ -18,7 +18,6 @@ from data_pipelines.forms import FORMS
 from data_pipelines.layout import LAYOUTS
 from data_pipelines.mix import ALL, TRAIN, Mixture
 from data_pipelines.overlong import POLICIES
-from data_pipelines.resample import RESAMPLERS
 from data_pipelines.resize import RESIZES
 from data_pipelines.sources import SOURCES
 from data_pipelines.template import TEMPLATES
@@ -51,7 +50,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.sources.*.kind": tuple(SOURCES),
     "data.sources.*.form": tuple(FORMS),
     "data.sources.*.template": ("", *TEMPLATES),
-    "data.resampler": RESAMPLERS,
     "stage.*.template": ("", *TEMPLATES),
     "stage.*.layout": ("", *LAYOUTS),
     "stage.*.loss_reduction": ("token", "sample", "square"),

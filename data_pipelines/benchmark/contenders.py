@@ -1,11 +1,10 @@
 """Ways to get from WebDataset tars to what a model takes; each is a pass over all photos, once.
 
-ours          records -> documents -> rows packed to two budgets, patches as uint8; the SIMD resize
-ours_pillow   the same with Pillow's resize, compiled, to the bit as the published models were trained
+ours          records -> documents -> rows packed to two budgets, patches as uint8
 torch         torch DataLoader + webdataset, one worker: PIL decode and resize, the same tokenizer
 energon       the same decode, resize and tokenizer under Megatron-Energon's loader, where it is installed
 bare_pillow   nothing but decoding with libjpeg-turbo and resizing with Pillow, files in memory
-bare_simd     the same with the SIMD resize: what no pipeline with this decoder and resampler can beat
+bare_simd     the same with a SIMD resizer, which rounds otherwise than Pillow: the fastest bare loop
 
 All decode every photo and resize it by the same rule with the same filter; all but the bare loops tokenise
 the captions too.
@@ -183,32 +182,63 @@ def energon(job: Job) -> Callable[[], Done]:
     return run
 
 
-def bare(job: Job, resampler: str) -> Callable[[], Done]:
+# uint8 [h, w, 3], height, width -> uint8 [height, width, 3]
+ResizePixels = Callable[[np.ndarray, int, int], np.ndarray]
+
+
+def bare(job: Job, resize: ResizePixels) -> Callable[[], Done]:
     """Decode and resize only; the files lie in memory."""
     source = job.source()
     files = [source.example(index).images[0].data for index in range(len(source))]
-    rule = RESIZES[job.to.rule]
 
     def run() -> Done:
         for data in files:
             pixels = simplejpeg.decode_jpeg(data, "RGB")
             plan = job.to.plan(*pixels.shape[:2])
-            if resampler == "simd":
-                resample.simd(pixels, plan.height, plan.width, rule.filter)
-            else:
-                image = Image.fromarray(pixels)
-                np.asarray(resample.pillow(image, plan.height, plan.width, rule.filter, rule.width_first))
+            resize(pixels, plan.height, plan.width)
         return Done(len(files))
 
     return run
 
 
+def by_pillow(job: Job) -> ResizePixels:
+    """Pillow's own resize by the job's rule."""
+    rule = RESIZES[job.to.rule]
+
+    def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+        image = Image.fromarray(pixels)
+        return np.asarray(resample.pillow(image, height, width, rule.filter, rule.width_first))
+
+    return resize
+
+
+def by_simd(job: Job) -> ResizePixels:
+    """fast_image_resize with the filter of the job's rule; 8 bits between its two passes, as Pillow."""
+    import cykooz_resizer as library
+
+    filters = {
+        Image.Resampling.BILINEAR: library.FilterType.bilinear,
+        Image.Resampling.BICUBIC: library.FilterType.catmull_rom,  # Pillow's, with a = -1/2
+    }
+    convolution = library.ResizeAlg.convolution(filters[RESIZES[job.to.rule].filter])
+    options, resizer = library.ResizeOptions(resize_alg=convolution), library.Resizer()
+
+    def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+        if pixels.shape[:2] == (height, width):
+            return pixels
+        old = library.ImageData(pixels.shape[1], pixels.shape[0], library.PixelType.U8x3, pixels.tobytes())
+        new = library.ImageData(width, height, library.PixelType.U8x3)
+        resizer.resize(old, new, options)
+        return np.frombuffer(new.get_buffer(), np.uint8).reshape(height, width, 3)
+
+    return resize
+
+
 def contenders(job: Job) -> Iterator[tuple[str, Callable[[], Done]]]:
     """(name, pass) of every contender."""
     yield "ours", ours(job)
-    yield "ours_pillow", ours(dataclasses.replace(job, to=dataclasses.replace(job.to, resampler="pillow")))
     yield "torch", torch_webdataset(job)
     if importlib.util.find_spec("megatron") and importlib.util.find_spec("megatron.energon"):
         yield "energon", energon(job)
-    yield "bare_pillow", bare(job, "pillow")
-    yield "bare_simd", bare(job, "simd")
+    yield "bare_pillow", bare(job, by_pillow(job))
+    yield "bare_simd", bare(job, by_simd(job))
