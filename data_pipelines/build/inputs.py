@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -54,7 +55,14 @@ def parse(spec: str, form: str = "caption", split: str = "train") -> Options:
     match = _INPUT.fullmatch(spec)
     if match is None or match["kind"] not in SOURCES:
         raise DataError(f"--input={spec}: write [NAME=]KIND:PATH, where KIND is one of {', '.join(SOURCES)}")
-    return Options(match["name"] or "input", match["kind"], match["path"], split=split, form=form)
+    path = match["path"] if "://" in match["path"] else _absolute(match["path"])
+    index_path = _absolute(Options.index_path)
+    return Options(match["name"] or "input", match["kind"], path, split, form, index_path=index_path)
+
+
+def _absolute(path: str) -> str:
+    """Workers on a cluster are in other folders than the command was."""
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def list_shards(inputs: Sequence[Options]) -> list[InputShard]:

@@ -21,7 +21,7 @@ from typing import Any
 import msgpack
 from array_record.python import array_record_module
 
-from data_pipelines.build import flow, shards, state
+from data_pipelines.build import flow, recipes, shards, state
 from data_pipelines.build.catalog import Catalog, Entry, Keys, Position
 from data_pipelines.build.inputs import InputShard
 from data_pipelines.build.items import Kept, Rejected, Target
@@ -114,7 +114,9 @@ def _pool(workers: int) -> Iterator[Executor | None]:
         yield None
         return
     # Spawned, because forking a threaded parent can deadlock.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    files = [str(module.__file__) for module in recipes.modules()]
+    with ProcessPoolExecutor(workers, context, initializer=recipes.load, initargs=(files,)) as pool:
         yield pool
 
 

@@ -10,7 +10,7 @@ Output shards that have their marker are neither shuffled nor written again.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from data_pipelines.build import dedup, flow, state
+from data_pipelines.build import dedup, flow, recipes, state
 from data_pipelines.build.inputs import InputShard
 from data_pipelines.build.items import Kept, Place, Rejected, Target
 from data_pipelines.build.recipe import Recipe
@@ -21,6 +21,8 @@ from data_pipelines.records import from_bytes, to_bytes
 
 try:
     import apache_beam as beam
+    import grpc
+    from apache_beam.internal.cloudpickle import cloudpickle
     from apache_beam.options.pipeline_options import PipelineOptions
 except ImportError as error:
     raise DataError(
@@ -40,53 +42,72 @@ def run(recipe: Recipe, input_shards: Sequence[InputShard], store: Store, flags:
         input_shards: see inputs.py.
         store: a folder that every worker of the runner can reach.
         flags: of Beam, as in ["--runner=FlinkRunner", "--flink_master=..."].
+
+    Raises:
+        DataError: the cluster cannot be reached, or something failed on it.
     """
-    with beam.Pipeline(options=PipelineOptions(list(flags))) as pipeline:
-        kept = (
-            pipeline
-            | "input shards" >> beam.Create(list(enumerate(input_shards)))
-            | "spread" >> beam.Reshuffle()
-            | "read" >> beam.FlatMap(_read, recipe, store.url)
-        )
-        lost = (
-            kept
-            | "keys" >> beam.FlatMap(_keys, recipe)
-            | "by key" >> beam.GroupByKey()
-            | "losers" >> beam.FlatMap(_losers, recipe)
-            | "first rule" >> beam.CombinePerKey(min)
-        )
-        by_place = {"kept": kept, "lost": lost} | "by place" >> beam.CoGroupByKey()
-        survivors = by_place | "survivors" >> beam.FlatMap(_survivors)
-        (
-            by_place
-            | "superfluous" >> beam.FlatMap(_superfluous, recipe)
-            | "by input shard" >> beam.GroupByKey()
-            | "count superfluous" >> beam.Map(_write_dedup, store.url)
-        )
-        sources = (
-            survivors
-            | "source" >> beam.Map(lambda record: from_bytes(record[1]).source)
-            | "sources" >> beam.combiners.ToSet()  # few: one per data set
-        )
+    for module in recipes.modules():  # recipe files go to the workers with the pipeline
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        with beam.Pipeline(options=PipelineOptions(list(flags))) as pipeline:
+            _transforms(pipeline, recipe, input_shards, store)
+    except grpc.FutureTimeoutError as error:
+        raise DataError(f"no job server answers ({' '.join(flags)})") from error
+    except (RuntimeError, grpc.RpcError) as error:  # the last line of a long text is what a worker raised
+        raise DataError(f"Beam: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _transforms(
+    pipeline: beam.Pipeline, recipe: Recipe, input_shards: Sequence[InputShard], store: Store
+) -> None:
+    kept = (
+        pipeline
+        | "input shards" >> beam.Create(list(enumerate(input_shards)))
+        | "spread" >> beam.Reshuffle()
+        | "read" >> beam.FlatMap(_read, recipe, store.url)
+    )
+    lost = (
+        kept
+        | "keys" >> beam.FlatMap(_keys, recipe)
+        | "by key" >> beam.GroupByKey()
+        | "losers" >> beam.FlatMap(_losers, recipe)
+        | "first rule" >> beam.CombinePerKey(min)
+    )
+    by_place = {"kept": kept, "lost": lost} | "by place" >> beam.CoGroupByKey()
+    survivors = by_place | "survivors" >> beam.FlatMap(_survivors)
+    (
+        by_place
+        | "superfluous" >> beam.FlatMap(_superfluous, recipe)
+        | "by input shard" >> beam.GroupByKey()
+        | "count superfluous" >> beam.Map(_write_dedup, store.url)
+    )
+    sources = (
+        survivors
+        | "source" >> beam.Map(lambda record: from_bytes(record[1]).source)
+        | "sources" >> beam.combiners.ToSet()  # few: one per data set
+    )
+    if isinstance(recipe.tokenizer, int):
         sample = (
             survivors
             | "ordered" >> beam.Map(_ordered, recipe)
-            | "sample" >> beam.combiners.Top.Smallest(recipe.tokenizer_documents if _trains(recipe) else 1)
+            | "sample" >> beam.combiners.Top.Smallest(recipe.tokenizer_documents)
         )
-        tokenizer = sample | "tokenizer" >> beam.Map(_make_tokenizer, recipe, store.url)
-        (
-            survivors
-            | "target" >> beam.FlatMap(_to_target, recipe, state.finished(recipe, store))
-            | "by target" >> beam.GroupByKey()
-            | "write"
-            >> beam.Map(
-                _write,
-                recipe,
-                store.url,
-                beam.pvalue.AsSingleton(tokenizer),
-                beam.pvalue.AsSingleton(sources),
-            )
+        tokenizer = sample | "train tokenizer" >> beam.Map(_make_tokenizer, recipe, store.url)
+    else:  # a file of this machine
+        tokenizer = pipeline | "tokenizer" >> beam.Create([_make_tokenizer([], recipe, store.url)])
+    (
+        survivors
+        | "target" >> beam.FlatMap(_to_target, recipe, state.finished(recipe, store))
+        | "by target" >> beam.GroupByKey()
+        | "write"
+        >> beam.Map(
+            _write,
+            recipe,
+            store.url,
+            beam.pvalue.AsSingleton(tokenizer),
+            beam.pvalue.AsSingleton(sources),
         )
+    )
 
 
 def _read(numbered_shard: tuple[int, InputShard], recipe: Recipe, url: str) -> Iterator[_Record]:
@@ -139,17 +160,11 @@ def _write_dedup(group: tuple[int, Iterable[Any]], url: str) -> None:
 def _ordered(record: _Record, recipe: Recipe) -> tuple[bytes, Place, bytes]:
     place, data = record
     example = from_bytes(data)
-    order = flow.order_of(recipe, example.source, example.id)
-    return order, place, data if _trains(recipe) else b""
-
-
-def _trains(recipe: Recipe) -> bool:
-    return isinstance(recipe.tokenizer, int)
+    return flow.order_of(recipe, example.source, example.id), place, data
 
 
 def _make_tokenizer(sample: list[tuple[bytes, Place, bytes]], recipe: Recipe, url: str) -> str:
-    examples = (from_bytes(data) for _, _, data in sample) if _trains(recipe) else ()
-    tokenizer = flow.make_tokenizer(recipe, examples)
+    tokenizer = flow.make_tokenizer(recipe, (from_bytes(data) for _, _, data in sample))
     Store(url).write_text(flow.TOKENIZER, tokenizer)
     return tokenizer
 

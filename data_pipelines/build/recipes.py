@@ -6,9 +6,11 @@ def get_recipe():
     return Recipe("mine", stages=(...), dedup=(...))
 """
 
-import runpy
-from collections.abc import Callable
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from data_pipelines.build import dedup, filters
 from data_pipelines.build.recipe import Recipe
@@ -49,9 +51,33 @@ def get(name: str) -> Recipe:
         )
     if not Path(name).is_file():
         raise DataError(f"{name}: no such file")
-    made = runpy.run_path(name).get("get_recipe", lambda: None)()
+    made = getattr(_module(name), "get_recipe", lambda: None)()
     if not isinstance(made, Recipe):
         raise DataError(
             f"{name}: must define get_recipe(), which returns a data_pipelines.build.recipe.Recipe"
         )
     return made
+
+
+_PREFIX = "recipe_file_"
+
+
+def _module(file: str) -> ModuleType:
+    """Runs a recipe file as a module that pickled stages and rules of the file can name."""
+    name = _PREFIX + Path(file).stem
+    spec = importlib.util.spec_from_file_location(name, Path(file).resolve())
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def modules() -> list[ModuleType]:
+    """The recipe files of this process. Another process has to have them before it unpickles their stages."""
+    return [module for name, module in sys.modules.items() if name.startswith(_PREFIX)]
+
+
+def load(files: Sequence[str]) -> None:
+    """Runs recipe files: what a process of a pool starts with."""
+    for file in files:
+        _module(file)
