@@ -99,6 +99,7 @@ def take_steps(
                 f"--config.init={workdir}"
             )
         data_hash = open_data(config.data).data_hash
+    xla_options.keep_programs(workdir / "compiled", jax.default_backend())
 
     model = objectives.build(config)
     specs = params_lib.abstract(model)

@@ -1,4 +1,6 @@
-"""Options of the XLA compiler, by platform, for training and preflight alike."""
+"""What XLA is told, by platform, in training and preflight alike, and where the programs it made are kept."""
+
+import pathlib
 
 import jax
 
@@ -20,3 +22,13 @@ def of(mesh: jax.sharding.Mesh) -> dict[str, str]:
 def once(mesh: jax.sharding.Mesh) -> dict[str, str]:
     """For programs that run a single time, at the start."""
     return ONCE.get(mesh.devices.flat[0].platform, {})
+
+
+def keep_programs(folder: pathlib.Path, platform: str) -> None:
+    """A restarted run takes its programs from `folder` (JAX's persistent compilation cache).
+
+    Does nothing where JAX_COMPILATION_CACHE_DIR names a folder already, nor on CPUs: on many of them JAX
+    refuses what it kept, at some length (its issue 38445).
+    """
+    if platform != "cpu" and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
