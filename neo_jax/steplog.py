@@ -68,6 +68,13 @@ class StepLog:
         yield
         self._waited += time.perf_counter() - began
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time inside out of all speeds: it is not training."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
+
     def add(self, step: int, metrics: Metrics, rejects: list[Rejected]) -> None:
         """Takes the metrics of `step`, still being computed, and finishes those of the step before.
 

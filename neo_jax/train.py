@@ -291,7 +291,8 @@ class Run:
             due = step > first and (at_end or (train.eval_every and step % train.eval_every == 0))
             if due or not self.evaluated:
                 log.flush()
-                self.evaluate(step, state)
+                with log.paused():
+                    self.evaluate(step, state)
             if at_end and step < self.progress.total:
                 return step, state, None  # the next stage saves this step, with its own optimizer state
             due = at_end or (step and (step == stage.start or step % train.save_every == 0))
@@ -300,7 +301,8 @@ class Run:
             if due or stop:
                 log.flush()
                 self.doing(events.SAVE, step)
-                self.save(stage, step, state, loader, log)
+                with log.paused():
+                    self.save(stage, step, state, loader, log)
             if at_end:
                 self.checkpoints.wait()
                 return step, state, EXIT_OK
@@ -312,7 +314,8 @@ class Run:
                 return step, state, EXIT_INTERRUPTED
             if program is None:
                 try:
-                    batch, program = self.prepare("first batch and step", step, compile_with_first_batch)
+                    with log.paused():
+                        batch, program = self.prepare("first batch and step", step, compile_with_first_batch)
                 except Interrupted:
                     self.checkpoints.wait()
                     self.progress.say(

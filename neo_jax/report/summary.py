@@ -93,7 +93,7 @@ def _numbers(run: Run) -> Iterator[tuple[str, str]]:
     yield "training loss, smoothed", f"{smooth(last_stage)[0][-1]:.3f}"
     yield f"steps of {run.stages[-1].end:,}", f"{run.last_step:,}"
     seconds = run.spans()
-    yield "time in the loop", _clock(sum(seconds))
+    yield "time of its steps", _clock(sum(seconds))
     images = sum(s * line["perf"]["images_per_s"] for s, line in zip(seconds, run.steps, strict=True))
     num_train = sum(run.manifest["counts"]["train"].values())
     yield f"images read, {images / num_train:.1f} per training image", f"{images:,.0f}"
