@@ -129,7 +129,8 @@ def make_train_step(
 def loss_sums(model: Transformer, batch: Batch, num_sources: int, stage: ConfigDict | None = None) -> Metrics:
     """Sums over a batch; add them over batches, then divide `loss` by `weight`.
 
-    `source_loss` and `source_weight` are [num_sources]; `attended_pairs` counts (query, key) pairs.
+    `source_loss`, `source_weight` and `source_tokens` are [num_sources]; `attended_pairs` counts (query, key)
+    pairs.
     `objective_loss` and `objective_weight` have one entry per objective of `stage`; next-token prediction,
     which `loss` and `weight` are about, is measured also where it is none (and alone without a stage).
     `objective_vectors` is what each head multiplies, for flops.py.
@@ -153,6 +154,7 @@ def loss_sums(model: Transformer, batch: Batch, num_sources: int, stage: ConfigD
         "objective_vectors": {name: head.vectors(batch, stage) for name, head in heads.items()},
         "source_loss": by_source(ce * weights),
         "source_weight": by_source(weights),
+        "source_tokens": by_source((kinds > 0).astype(jnp.int32)),
         "tokens": (kinds > 0).sum(),
         "visual_tokens": is_visual(kinds).sum(),
         "misrouted_tokens": misrouted(batch, model.visual_share if model.routes else 0.0),

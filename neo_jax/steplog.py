@@ -19,7 +19,8 @@ from neo_jax.stages import Stage
 from neo_jax.step import Metrics
 
 SEEN = ("tokens", "visual_tokens", "supervised_tokens", "images", "documents")
-Seen = dict[str, float]  # totals of SEEN, and "flops", since the run's first step, over all processes
+# Totals of SEEN, "flops", and "tokens/SOURCE", since the run's first step, over all processes.
+Seen = dict[str, float]
 
 
 class StepLog:
@@ -105,6 +106,8 @@ class StepLog:
         self._flops += step_flops
         for name in SEEN:
             self.seen[name] = self.seen.get(name, 0) + int(values[name])
+        for source, tokens in zip(self.source_names, values["source_tokens"], strict=True):
+            self.seen[f"tokens/{source}"] = self.seen.get(f"tokens/{source}", 0) + int(tokens)
         self.seen["flops"] = self.seen.get("flops", 0.0) + step_flops
         if step % self.config.train.log_every == 0:
             everywhere = mesh_lib.gather(self.rejected)

@@ -4,7 +4,7 @@
     python -m neo_jax.scaling advise --preset=shukor_early_avg --flops=1e22
 
 points.py reads the table; law.py and presets.py are the laws; parametric.py (approach 3), isoflop.py
-(approach 2), frontier.py, groups.py (by source, by mixture) and heldout.py fit them; figures.py draws,
-page.py tells. None of it needs JAX, and a table from elsewhere will do (--n, --d or --c, --loss name its
-columns).
+(approach 2), frontier.py, groups.py (by source, by arm), mixtures.py (one law over all mixtures) and
+heldout.py fit them; figures.py draws, page.py tells. None of it needs JAX, and a table from elsewhere will do
+(--n, --d or --c, --loss name its columns).
 """

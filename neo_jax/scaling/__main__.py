@@ -173,6 +173,13 @@ def _told(results: Results) -> str:
     for name in NAMES:
         low, high = parametric.interval([getattr(law, name) for law in results.fitted.draws])
         lines.append(f"{name:>6} = {getattr(results.fitted.law, name):.5g}   (90 %: {low:.4g} to {high:.4g})")
+    if results.mixtures is not None:
+        for advice in results.mixtures.advice:
+            shares = zip(results.mixtures.sources, advice.weights, strict=True)
+            told = ", ".join(f"{name} {share:.1%}" for name, share in shares)
+            lines.append(f"least loss ({advice.target}) with shares of {told}")
+    if results.no_mixtures:
+        lines.append(f"no law over mixtures: {results.no_mixtures}")
     lines += [f"left out: {name}: {reason}" for name, reason in results.points.left_out]
     return "\n".join([*lines, *(f"note: {warning}" for warning in results.warnings)])
 

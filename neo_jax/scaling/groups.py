@@ -10,7 +10,7 @@ import numpy as np
 
 from neo_jax.errors import UserError
 from neo_jax.scaling import parametric
-from neo_jax.scaling.points import Points, Row, select
+from neo_jax.scaling.points import Points, Row, number, select
 
 SOURCE_PREFIX = "loss/"  # columns of a sweep's table: held-out loss by source
 
@@ -28,7 +28,7 @@ def by_source(
     fits, missing = {}, {}
     for column in source_columns(points.rows):
         source = column.removeprefix(SOURCE_PREFIX)
-        losses = np.array([_number(row.get(column)) for row in points.rows])
+        losses = np.array([number(row.get(column)) for row in points.rows])
         usable = np.isfinite(losses) & (losses > 0)
         if usable.all():
             its = Points(points.n, points.d, points.c, losses, points.rows)
@@ -64,7 +64,3 @@ def by_arm(
         else:
             fits[arm] = points, parametric.fit(points, delta=delta, draws=draws, seed=seed)
     return fits, missing
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")

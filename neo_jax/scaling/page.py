@@ -41,6 +41,7 @@ def render(results: Results, figures: Mapping[str, str], made_by: str) -> str:
         ("Held-out prediction", join(_held_out(results), _picture("held_out", figures))),
         ("Sources", join(_laws(results.sources, results.no_source, "source"), _picture("sources", figures))),
         ("Arms", join(_laws(results.arms, results.no_arm, "arm"), _picture("arms", figures))),
+        ("Mixtures", _mixtures(results)),
     ]
     sections = [(name, content) for name, content in shown if content]
     points = results.points
@@ -158,6 +159,51 @@ def _laws(fits: Mapping, missing: Mapping[str, str], kind: str) -> Child:
     lines = [element("p", f"{name}: {why}.", class_="note") for name, why in missing.items()]
     grid = table((kind, "E", "alpha", "beta", "a", "b"), rows, "Value (90 % interval)") if rows else None
     return join(grid, lines)
+
+
+def _mixtures(results: Results) -> Child:
+    found = results.mixtures
+    if found is None:
+        reason = results.no_mixtures
+        return element("p", f"No law over mixtures: {reason}.", class_="note") if reason else None
+    laws = [
+        (
+            target,
+            *(_number(getattr(fit.law, name)) for name in NAMES),
+            *(f"{_number(c)}, {_number(g)}" for c, g in zip(fit.law.C, fit.law.gamma, strict=True)),
+            f"{100 * abs(fit.residuals).mean():.2f} %",
+        )
+        for target, fit in found.fits.items()
+    ]
+    advice = [
+        (
+            one.target,
+            *(
+                f"{weight:.3f} ({' to '.join(f'{bound:.3f}' for bound in interval(column))})"
+                for weight, column in zip(one.weights, one.draws.T, strict=True)
+            ),
+            _number(one.loss),
+            "inside" if one.inside else "extrapolated",
+        )
+        for one in found.advice
+    ]
+    return join(
+        element(
+            "p",
+            "L(N, D, h) = E + 1 / sum of C h^gamma over the sources + A / N^alpha + B / D^beta, h: shares of "
+            f"the training tokens; {found.num_runs} runs with {found.num_mixtures} mixtures.",
+        ),
+        table(
+            ("loss on", *NAMES, *(f"C, gamma of {name}" for name in found.sources), "mean error"),
+            laws,
+            "One law over all mixtures for each loss",
+        ),
+        table(
+            ("least loss on", *found.sources, "loss at largest N, D", "shares"),
+            advice,
+            "Best share of each source, for any N and D (90 % interval)",
+        ),
+    )
 
 
 def _interval(draws: Sequence, key: str) -> tuple[float, float]:

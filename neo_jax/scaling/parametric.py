@@ -15,6 +15,7 @@ numbers.
 
 import dataclasses
 import itertools
+from typing import Self
 
 import numpy as np
 from scipy import optimize
@@ -53,7 +54,7 @@ class Objective:
         mean_n, mean_d = float(log_n.mean()), float(log_d.mean())
         return cls(log_n - mean_n, log_d - mean_d, np.log(points.loss), mean_n, mean_d, delta)
 
-    def take(self, rows: np.ndarray) -> "Objective":
+    def take(self, rows: np.ndarray) -> Self:
         """The same for a draw of the runs; theta keeps its meaning."""
         log_n, log_d, log_loss = self.log_n[rows], self.log_d[rows], self.log_loss[rows]
         return dataclasses.replace(self, log_n=log_n, log_d=log_d, log_loss=log_loss)
@@ -79,9 +80,13 @@ class Objective:
         r = top + np.log(total) - self.log_loss
         clipped = np.clip(r, -self.delta, self.delta)
         scale = 1 / (self.delta**2 * len(r))
-        by_n, by_d, by_e = shares * (clipped / total * scale)
-        gradient = np.array([by_n.sum(), by_d.sum(), by_e.sum(), -(by_n @ self.log_n), -(by_d @ self.log_d)])
+        gradient = self._gradient(theta, shares * (clipped / total * scale))
         return float((clipped * (r - clipped / 2)).sum() * scale), gradient
+
+    def _gradient(self, theta: Array, by_term: Array) -> Array:
+        """From derivatives by the terms, [terms, R], to those by theta."""
+        by_n, by_d, by_e = by_term
+        return np.array([by_n.sum(), by_d.sum(), by_e.sum(), -(by_n @ self.log_n), -(by_d @ self.log_d)])
 
     def _terms(self, theta: Array) -> Array:
         """The exponents of the three terms: [3, ..., R]."""
@@ -106,14 +111,19 @@ class Objective:
         theta[:, 1] -= theta[:, 4] * self.mean_d
         return theta[np.argsort(self.values(theta), kind="stable")]
 
+    @property
+    def bounds(self) -> list[tuple[float, float]]:
+        """Exponents do not become negative: that would be no law."""
+        return [(-60, 60), (-60, 60), (-60, 60), (0, 20), (0, 20)]
+
     def descend(self, start: Array, tolerance: float = 1e-13) -> tuple[float, Array]:
-        """(value, theta) where L-BFGS ends. Exponents do not become negative: that would be no law."""
+        """(value, theta) where L-BFGS ends."""
         found = optimize.minimize(
             self,
             start,
             jac=True,
             method="L-BFGS-B",
-            bounds=[(-60, 60), (-60, 60), (-60, 60), (0, 20), (0, 20)],
+            bounds=self.bounds,
             options={"maxiter": 2000, "maxls": 50, "ftol": tolerance, "gtol": 1e-9},
         )
         return float(found.fun), found.x
@@ -135,9 +145,6 @@ class Fit:
     draws: tuple[Law, ...] = ()
 
 
-@threadpool_limits.wrap(
-    limits=1
-)  # five numbers: the threads of BLAS wait longer for each other than they work
 def fit(
     points: Points,
     *,
@@ -155,14 +162,27 @@ def fit(
         num_starts: how many starts of the grid, the best first, are descended from.
     """
     objective = Objective.of(points, delta)
+    value, theta, drawn = solve(objective, draws, seed, num_starts)
+    laws = tuple(map(objective.law, drawn))
+    return Fit(objective.law(theta), value, objective.residuals(theta), laws)
+
+
+@threadpool_limits.wrap(
+    limits=1
+)  # a few numbers: the threads of BLAS wait longer for each other than they work
+def solve(
+    objective: Objective, draws: int, seed: int, num_starts: int = NUM_STARTS
+) -> tuple[float, Array, list[Array]]:
+    """(value, theta, the thetas of bootstrap draws). A seed draws the same runs for any loss of theirs."""
     value, theta = min((objective.descend(start) for start in objective.starts()[:num_starts]), key=_value)
     rng = np.random.default_rng(seed)
-    laws: list[Law] = []
-    while len(laws) < draws:
-        rows = rng.integers(len(points), size=len(points))
-        if len(np.unique(points.n[rows])) > 1 and len(np.unique(points.d[rows])) > 1:
-            laws.append(objective.law(objective.take(rows).descend(theta, 1e-9)[1]))
-    return Fit(objective.law(theta), value, objective.residuals(theta), tuple(laws))
+    num_runs = len(objective.log_n)
+    drawn: list[Array] = []
+    while len(drawn) < draws:
+        rows = rng.integers(num_runs, size=num_runs)
+        if len(np.unique(objective.log_n[rows])) > 1 and len(np.unique(objective.log_d[rows])) > 1:
+            drawn.append(objective.take(rows).descend(theta, 1e-9)[1])
+    return value, theta, drawn
 
 
 def _value(found: tuple[float, Array]) -> float:

@@ -123,7 +123,7 @@ def select(
             raise UserError(f"the results have no column {name!r}; they have {', '.join(sorted(rows[0]))}")
     kept, values, left_out = [], [], []
     for i, row in enumerate(rows):
-        numbers = [_number(row.get(name)) if name else math.nan for name in (n, d, c, loss)]
+        numbers = [number(row.get(name)) if name else math.nan for name in (n, d, c, loss)]
         if reason := _unusable(row, dict(zip((n, d, c, loss), numbers, strict=True))):
             left_out.append((_name(row, i), reason))
             continue
@@ -183,7 +183,8 @@ def _name(row: Row, index: int) -> str:
     return str(row.get("name", f"row {index + 1}"))
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """A cell as a number; NaN if it is none."""
     try:
         return float(value)
     except (TypeError, ValueError):

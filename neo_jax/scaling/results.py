@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from neo_jax.scaling import frontier as frontier_lib, groups, heldout, isoflop, parametric
+from neo_jax.scaling import frontier as frontier_lib, groups, heldout, isoflop, mixtures, parametric
 from neo_jax.scaling.frontier import Frontier
 from neo_jax.scaling.heldout import Prediction
 from neo_jax.scaling.isoflop import Valley
 from neo_jax.scaling.law import NAMES, Law
+from neo_jax.scaling.mixtures import Mixtures
 from neo_jax.scaling.parametric import Fit, interval
 from neo_jax.scaling.points import Points, Row, select
 from neo_jax.scaling.presets import Advice
@@ -45,12 +46,14 @@ class Results:
     no_source: Mapping[str, str]
     arms: Mapping[str, Fit]
     no_arm: Mapping[str, str]
+    mixtures: Mixtures | None
+    no_mixtures: str  # why, or ""
     warnings: Sequence[str]
 
 
 def analyse(rows: Sequence[Row], settings: Settings) -> Results:
     """Fits everything to the rows of a table. With several arms the main law is that of the first that has
-    one.
+    one; where only the law over mixtures could be fitted, it is that of all runs together.
 
     Raises:
         UserError: too few runs can be used.
@@ -60,12 +63,16 @@ def analyse(rows: Sequence[Row], settings: Settings) -> Results:
     arm_fits: dict[str, Fit] = {}
     no_arm: dict[str, str] = {}
     main = list(rows)
+    over_mixtures, no_mixtures = mixtures.over_mixtures(
+        rows, settings.columns, delta=settings.delta, draws=draws, seed=settings.seed
+    )
     if len(arms) > 1:
         found, no_arm = groups.by_arm(
             arms, settings.columns, delta=settings.delta, draws=draws, seed=settings.seed
         )
         arm_fits = {name: fit for name, (_, fit) in found.items()}
-        main = arms[next(iter(found), next(iter(arms)))]
+        if found or over_mixtures is None:
+            main = arms[next(iter(found), next(iter(arms)))]
     points = select(main, **settings.columns)
     fitted = parametric.fit(points, delta=settings.delta, draws=settings.draws, seed=settings.seed)
     sources, no_source = groups.by_source(points, delta=settings.delta, draws=draws, seed=settings.seed)
@@ -82,7 +89,9 @@ def analyse(rows: Sequence[Row], settings: Settings) -> Results:
         no_source=no_source,
         arms=arm_fits,
         no_arm=no_arm,
-        warnings=_warnings(points, fitted),
+        mixtures=over_mixtures,
+        no_mixtures=no_mixtures,
+        warnings=_warnings(points, fitted, pooled=len(arms) > 1 and not arm_fits),
     )
 
 
@@ -97,9 +106,9 @@ def _advice(points: Points, law: Law) -> list[tuple[Advice, bool]]:
     return given
 
 
-def _warnings(points: Points, fitted: Fit) -> list[str]:
+def _warnings(points: Points, fitted: Fit, pooled: bool) -> list[str]:
     """What a reader should know before believing the numbers."""
-    said = []
+    said = ["No arm has enough runs for a law; this one is of all arms together."] if pooled else []
     for name in ("alpha", "beta"):
         value = getattr(fitted.law, name)
         low, high = interval([getattr(law, name) for law in fitted.draws])
@@ -140,7 +149,9 @@ def as_json(results: Results) -> dict[str, Any]:
             "advice": [dataclasses.asdict(advice) | {"inside": inside} for advice, inside in results.advice],
             "sources": {name: _group(fit) for name, fit in results.sources.items()},
             "arms": {name: _group(fit) for name, fit in results.arms.items()},
-            "not_fitted": {**results.no_source, **results.no_arm},
+            "mixtures": results.mixtures.as_dict() if results.mixtures else None,
+            "not_fitted": {**results.no_source, **results.no_arm}
+            | ({"mixtures": results.no_mixtures} if results.no_mixtures else {}),
             "warnings": list(results.warnings),
         }
     )

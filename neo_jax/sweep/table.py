@@ -21,6 +21,7 @@ from neo_jax.sweep.cells import Cell
 from neo_jax.sweep.local import Sweep
 
 EMBEDDINGS = ("token_embed", "head")  # one row per word of the vocabulary
+BY_SOURCE = "tokens/"  # what the log has seen of each source
 
 
 def write(sweep: Sweep) -> list[dict[str, Any]]:
@@ -40,8 +41,8 @@ def row(sweep: Sweep, cell: Cell) -> dict[str, Any]:
     """A cell's row.
 
     `loss` and `loss/SOURCE` are held out, on the first split of config.eval.splits, at the end of the run;
-    without a split they are those of the last logged training step. `train_loss` is always that. `n_active`:
-    what a token uses.
+    without a split they are those of the last logged training step. `train_loss` is always that.
+    `share/SOURCE`: of the training tokens. `n_active`: what a token uses.
     """
     config, workdir = sweep.config(cell), sweep.run_folder(cell)
     ended = local.ending(workdir)
@@ -80,6 +81,11 @@ def row(sweep: Sweep, cell: Cell) -> dict[str, Any]:
         found
         | {f"loss/{name}": value for name, value in sources.items()}
         | {f"split/{name}": value for name, value in splits.items()}
+        | {
+            f"share/{name.removeprefix(BY_SOURCE)}": tokens / seen["tokens"]
+            for name, tokens in seen.items()
+            if name.startswith(BY_SOURCE)
+        }
     )
 
 

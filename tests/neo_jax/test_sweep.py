@@ -191,6 +191,7 @@ if name == "diverged":
 if name == "slow" and (workdir / "attempts").read_text() == "x":
     time.sleep(60)
 seen = dict(tokens=1000, visual_tokens=300, supervised_tokens=500, images=33, documents=33, flops=6e9)
+seen |= {"tokens/noto": 600, "tokens/fluent": 400}
 lines = [dict(step=5, loss=3.0, source_loss=dict(noto=3.0), seen=seen)]
 lines.append(dict(step=20, eval=dict(dev=2.5), eval_source=dict(dev=dict(noto=2.0, fluent=3.0)), seen=seen))
 (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
@@ -235,6 +236,7 @@ def test_what_fails_and_diverges_is_kept_and_reported(tmp_path):
     good = rows["good"]
     assert (good["tokens"], good["text_tokens"], good["image_tokens"], good["flops"]) == (1000, 700, 300, 6e9)
     assert (good["loss"], good["loss/noto"], good["loss/fluent"], good["train_loss"]) == (2.5, 2.0, 3.0, 3.0)
+    assert (good["share/noto"], good["share/fluent"]) == (0.6, 0.4)
     assert (good["lr"], good["seed"]) == (base().stage.full.peak_lr, 0)
     written = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert pyarrow.parquet.read_table(tmp_path / "results.parquet").to_pylist() == written

@@ -150,8 +150,11 @@ def test_totals_are_those_of_all_steps(smoke_workdir):
     assert last["seen"]["visual_tokens"] == pytest.approx(last["patches"] * last["step"], rel=0.1)
     assert last["seen"]["tokens"] == pytest.approx(last["tokens"] * last["step"], rel=0.1)
     totals = [line["seen"] for line in lines]
-    for name in totals[0]:
+    sources = [name for name in totals[0] if name.startswith("tokens/")]
+    for name in set(totals[0]) - set(sources):
         assert all(a[name] < b[name] for a, b in itertools.pairwise(totals))
+    assert len(sources) > 1
+    assert all(sum(seen[name] for name in sources) == seen["tokens"] for seen in totals)
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(command, tmp_path):
