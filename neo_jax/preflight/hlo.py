@@ -344,6 +344,8 @@ def _product_flops(instruction: Instruction, computation: dict[str, Instruction]
     for axis in sorted(label for label in outputs if label.isdigit()):
         sizes = left[left_labels.index(axis)], right[right_labels.index(axis)], out[outputs.index(axis)]
         pairs *= _meetings(*sizes, **{key: values[int(axis)] for key, values in window.items()})
+    if "ragged_dot" in _search(r'op_name="([^"]*)"', instruction.text):
+        pairs = 1.0  # written as all rows times every group's matrix; the kernel skips what is masked
     features = right[right_labels.index("i")]  # per group
     return 2.0 * pairs * out[outputs.index("b")] * out[outputs.index("f")] * features
 
