@@ -86,9 +86,13 @@ def model() -> ConfigDict:
 
     c.route = ConfigDict()
     c.route.attention = "shared"  # projections of q, k, v, o: "shared", or per "modality" (EVEv2)
-    c.route.mlp = "shared"  # feed-forward network (EVEv2, Mono-InternVL, BREEN)
+    c.route.mlp = "shared"  # feed-forward network: or "modality" (EVEv2, BREEN), or learned "topk" experts
     c.route.norm = "shared"  # the two norms of a layer (EVEv2)
     c.route.visual_share = 0.0  # training: share of row_tokens kept for visual tokens; 0 = both run on all
+
+    c.experts = ConfigDict()
+    c.experts.num = 8  # route.mlp "topk": feed-forward networks to choose from
+    c.experts.per_token = 1  # how many a token goes through, each mlp_size / per_token wide
     return c
 
 
@@ -198,7 +202,7 @@ def stage(steps: int, **changes: object) -> ConfigDict:
     c.steps = steps  # optimizer steps of this stage
     # source -> weight, or ((step of the stage, weight), ...), linear between; "all" = each source by its size
     c.mixture = ConfigDict({"all": 1.0})  # which documents
-    c.objectives = ConfigDict({"ntp": 1.0})  # objective -> weight in the loss: "ntp", "distill"
+    c.objectives = ConfigDict({"ntp": 1.0})  # objective -> weight: "ntp", "distill", "balance"
     c.teacher_ratio = 1  # distill: image tokens per side of one feature of the teacher
     c.trainable = (".*",)  # regular expressions; a parameter trains if its whole path matches one
     c.batch_size = 8  # packed rows per optimizer step, over all hosts

@@ -1,8 +1,9 @@
 """Floating-point operations of a training step, counted from what is really in the batch.
 
-Convention ("model FLOPs"): a multiply-add is two operations; a matrix counts for the tokens that need it;
-attention for the (query, key) pairs inside the intervals; backward costs two products per forward product,
-one of them only for weights that train. Recomputation, softmax, norms and padding count nothing.
+Convention ("model FLOPs"): a multiply-add is two operations; a matrix counts for the tokens that need it,
+learned experts for those that take them; attention for the (query, key) pairs inside the intervals; backward
+costs two products per forward product, one of them only for weights that train. Recomputation, softmax, norms
+and padding count nothing.
 """
 
 import math
@@ -47,6 +48,8 @@ def train_flops(
             return sizes["patches"] * (model.embed.merge_size**2 if by_patch else 1)
         if "/visual/" in path:
             return sizes["visual_tokens"]
+        if "/experts/" in path:
+            return sizes["tokens"] * model.experts.per_token / model.experts.num
         return sizes["tokens"] - (sizes["visual_tokens"] if "/text/" in path else 0.0)
 
     total = 0.0

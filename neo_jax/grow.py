@@ -27,7 +27,10 @@ from neo_jax.params import Params, ParamSpec
 # Norms of the new H and W channels start at one; they are drawn afresh with what stands in front of a base.
 _NEW = re.compile(r"(?!layers/|norm/|token_embed|head).*|layers/.*_norm_[hw]/weight")
 # What must agree for the base's weights to mean the same in the new model.
-_SHARED = ("norm", "norm_eps", "qk_norm", "mlp", "coords.rope_theta", "coords.rotary_fraction")
+_SHARED = (
+    *("norm", "norm_eps", "qk_norm", "mlp", "experts.per_token"),
+    *("coords.rope_theta", "coords.rotary_fraction"),
+)
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]

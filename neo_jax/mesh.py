@@ -29,6 +29,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "experts": None,  # each is split like a dense network: equal work wherever tokens go (model/experts.py)
     "vocab": "tensor",
     "head_dim": None,
     "layers": None,

@@ -17,6 +17,7 @@ from neo_jax import objectives, optim
 from neo_jax.model.mask import Batch
 from neo_jax.model.route import is_visual, misrouted
 from neo_jax.model.transformer import Transformer
+from neo_jax.objectives.balance import balance
 from neo_jax.objectives.ntp import cross_entropy
 from neo_jax.params import Params, ParamSpec, bind
 from neo_jax.stages import Stage
@@ -132,11 +133,13 @@ def loss_sums(model: Transformer, batch: Batch, num_sources: int, stage: ConfigD
     `source_loss`, `source_weight` and `source_tokens` are [num_sources]; `attended_pairs` counts (query, key)
     pairs.
     `objective_loss` and `objective_weight` have one entry per objective of `stage`; next-token prediction,
-    which `loss` and `weight` are about, is measured also where it is none (and alone without a stage).
-    `objective_vectors` is what each head multiplies, for flops.py.
+    which `loss` and `weight` are about, and the balance of learned experts are measured also where they are
+    none (and alone without a stage). `objective_vectors` is what each head multiplies, for flops.py;
+    `expert_tokens` [layers, E] how many tokens took each learned expert.
     """
     heads = _heads(model, stage)
-    hidden, taps = model.taps(batch, {layer for head in heads.values() for layer in head.layers})
+    layers = {layer for head in heads.values() for layer in head.layers}
+    hidden, taps, load = model.taps_and_load(batch, layers)
     loss, ce = cross_entropy(hidden, model.head_DV(), batch["targets"], batch["loss_weights"])
     weights, kinds = batch["loss_weights"], batch["kinds"]
     intervals = model.intervals(batch)
@@ -149,6 +152,7 @@ def loss_sums(model: Transformer, batch: Batch, num_sources: int, stage: ConfigD
         "loss": loss,
         "weight": weights.sum(),
         "objective_loss": {"ntp": loss}
+        | ({} if load is None else {"balance": balance(load)})
         | {name: head.loss(batch, taps, stage) for name, head in heads.items()},
         "objective_weight": objective_weights(model, batch, stage),
         "objective_vectors": {name: head.vectors(batch, stage) for name, head in heads.items()},
@@ -163,13 +167,15 @@ def loss_sums(model: Transformer, batch: Batch, num_sources: int, stage: ConfigD
         "documents": batch["segment_ids"].max(axis=1).sum(),
         "images": batch["image_ids"].max(axis=1).sum(),
         "attended_pairs": pairs.astype(jnp.float32).sum(),
-    }
+    } | ({} if load is None else {"expert_tokens": load.tokens})
 
 
 def objective_weights(model: Transformer, batch: Batch, stage: ConfigDict | None) -> dict[str, jax.Array]:
     """What the sum of each objective of a stage is to be divided by."""
-    heads = _heads(model, stage).items()
-    return {"ntp": batch["loss_weights"].sum()} | {name: head.weight(batch, stage) for name, head in heads}
+    weights = {"ntp": batch["loss_weights"].sum()}
+    if model.learns_routes:
+        weights["balance"] = (batch["kinds"] > 0).sum().astype(jnp.float32)
+    return weights | {name: head.weight(batch, stage) for name, head in _heads(model, stage).items()}
 
 
 def _heads(model: Transformer, stage: ConfigDict | None) -> dict[str, objectives.Distill]:

@@ -128,6 +128,7 @@ class StepLog:
             "loss": float(values["loss"]),
             "source_loss": {name: float(loss / weight) for name, loss, weight in losses if weight > 0},
             "objectives": {name: float(loss) for name, loss in values["objectives"].items()},
+            **_experts(values),
             "grad_norm": float(values["grad_norm"]),
             "lr": float(values["lr"]),
             "tokens": tokens,
@@ -147,6 +148,15 @@ class StepLog:
                 "data_wait_share": self._waited / elapsed,
             },
         }
+
+
+def _experts(values: dict[str, Any]) -> dict[str, float]:
+    """Share of a layer's choices that fell on its busiest learned expert: mean and maximum over layers."""
+    if "expert_tokens" not in values:
+        return {}
+    tokens = values["expert_tokens"]  # [layers, E]
+    busiest = tokens.max(axis=-1) / tokens.sum(axis=-1)
+    return {"busiest_expert_share": float(busiest.mean()), "busiest_expert_share_max": float(busiest.max())}
 
 
 def _summary(line: dict[str, Any]) -> str:

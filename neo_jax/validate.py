@@ -41,7 +41,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.embed.merge": ("replace", "add"),
     "model.coords.kind": ("1d", "v2pe", "mrope", "thw", "thw_split"),
     "model.route.attention": ("shared", "modality"),
-    "model.route.mlp": ("shared", "modality"),
+    "model.route.mlp": ("shared", "modality", "topk"),
     "model.route.norm": ("shared", "modality"),
     "data.template": tuple(TEMPLATES),
     "data.layout": tuple(LAYOUTS),
@@ -91,7 +91,7 @@ _RANGES: dict[str, _Range] = {
     "stage.*.weight_decay": _NOT_NEGATIVE,
 }
 
-OBJECTIVES = ("ntp", "distill")  # what a stage may minimise
+OBJECTIVES = ("ntp", "distill", "balance")  # what a stage may minimise
 _MAY_BE_EMPTY = {"data.recipe", "data.special_tokens", "data.tokenizer", "data.quarantine"}
 _MAY_BE_EMPTY |= {
     f"data.sources.*.{name}" for name in ("template", "image_fields", "text_fields", "image_root")
@@ -148,6 +148,8 @@ def _check_model(model: FrozenConfigDict, data: FrozenConfigDict) -> None:
         _check(projection in "qkvo", f"model.attention_bias: {projection!r} is none of q, k, v, o")
     _check_coords(model)
     _check_embed(model.embed)
+    if model.route.mlp == "topk":
+        _check_experts(model)
     appended = f" and {len(data.special_tokens)} data.special_tokens" if data.special_tokens else ""
     _check(
         model.vocab_size >= data.vocab_size + len(data.special_tokens),
@@ -196,6 +198,24 @@ def _check_embed(embed: FrozenConfigDict) -> None:
         _check(len(embed[name]) == 3, f"model.embed.{name}: expected 3 values (RGB), got {embed[name]}")
 
 
+def _check_experts(model: FrozenConfigDict) -> None:
+    num, per_token = model.experts.num, model.experts.per_token
+    _check(
+        per_token < num,
+        f"model.experts.per_token: {per_token} of model.experts.num = {num} leaves nothing to choose",
+    )
+    _check(
+        model.mlp_size % per_token == 0,
+        f"model.mlp_size: {model.mlp_size} is not divisible by model.experts.per_token = {per_token}, the "
+        "experts that share it",
+    )
+    for field, only in (("quantization", "none"), ("mlp_bias", False)):
+        _check(
+            model[field] == only,
+            f"model.{field}: {model[field]!r} is not supported by model.route.mlp 'topk', only {only!r}",
+        )
+
+
 def _check_mesh(mesh: FrozenConfigDict) -> None:
     axes = {axis: size for axis, size in mesh.items() if not axis.startswith("num_")}
     _check(
@@ -239,6 +259,10 @@ def _check_stage(config: FrozenConfigDict, name: str) -> None:
     _check(sum(stage.objectives.values()) > 0, f"{here}.objectives: needs one with a positive weight")
     if stage.objectives.get("distill", 0.0):
         _check_distill(config)
+    _check(
+        not stage.objectives.get("balance", 0.0) or config.model.route.mlp == "topk",
+        f"{here}.objectives.balance: there is nothing to balance unless model.route.mlp is 'topk'",
+    )
     _check(
         stage.batch_size % stage.accumulate == 0,
         f"{here}.batch_size: {stage.batch_size} is not divisible by {here}.accumulate = {stage.accumulate}",

@@ -90,6 +90,10 @@ def decoder(
 
 def _layer(model: ConfigDict, names: Names, visual: Callable[[str], str] | None) -> Iterator[Row]:
     """Rows of one layer, names and paths inside it."""
+    if model.route.mlp == "topk":
+        raise UserError(
+            "model.route.mlp: 'topk' has no place in Hugging Face's layout: no family has learned experts"
+        )
     D, N, d = model.hidden_size, model.num_heads, model.head_dim
     modules = (
         ("attention_norm", "norm", list(_norm(model.norm, "", names.attention_norm, D))),

@@ -2,12 +2,14 @@
 
     shared    every token the same weights
     modality  visual tokens (patches and slots) have weights of their own (EVEv2, Mono-InternVL, BREEN)
+    topk      a router that is trained chooses a token's experts, in the MLP only (experts.py)
 
-A routed module holds the same module twice, `text` and `visual`. It does not run both on all tokens: each
-row's tokens are permuted so that text comes first and visual tokens last, cut at a static place, and put
-back. The cut is `visual_share` of the row (config.model.route); the packer keeps both budgets, padding
-fills them up, and the products together cost what the dense layer costs. Without a cut (share 0: evaluation,
-prompts) both run on all tokens and are blended, the definition that the permuted form is tested against.
+A module routed by modality holds the same module twice, `text` and `visual`. It does not run both on all
+tokens: each row's tokens are permuted so that text comes first and visual tokens last, cut at a static place,
+and put back. The cut is `visual_share` of the row (config.model.route); the packer keeps both budgets,
+padding fills them up, and the products together cost what the dense layer costs. Without a cut (share 0:
+evaluation, prompts) both run on all tokens and are blended, the definition that the permuted form is tested
+against.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,6 +25,7 @@ from data_pipelines import schema
 class Routing(NamedTuple):
     """Where the tokens of a batch go."""
 
+    real: jax.Array  # [B, L] bool, no padding
     visual: jax.Array  # [B, L] bool
     order: jax.Array | None  # [B, L] int32, positions with the text ones first; None = blend
     inverse: jax.Array | None  # [B, L] int32, undoes `order`
@@ -42,13 +45,13 @@ def budgets(row_tokens: int, visual_share: float) -> tuple[int, int]:
 
 def routing(kinds: jax.Array, visual_share: float) -> Routing:
     """Sorts each row's text before its visual tokens; padding lies between and fills both sides."""
-    visual = is_visual(kinds)
+    real, visual = kinds != schema.PAD, is_visual(kinds)
     if not visual_share:
-        return Routing(visual, None, None, 0)
-    rank = jnp.where(kinds == schema.PAD, 1, jnp.where(visual, 2, 0))
+        return Routing(real, visual, None, None, 0)
+    rank = jnp.where(real, jnp.where(visual, 2, 0), 1)
     order = jnp.argsort(rank, axis=1, stable=True).astype(jnp.int32)
     inverse = jnp.argsort(order, axis=1).astype(jnp.int32)
-    return Routing(visual, order, inverse, budgets(kinds.shape[1], visual_share)[0])
+    return Routing(real, visual, order, inverse, budgets(kinds.shape[1], visual_share)[0])
 
 
 def misrouted(batch: Mapping[str, jax.Array], visual_share: float) -> jax.Array:

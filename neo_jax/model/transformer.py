@@ -15,12 +15,14 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from ml_collections import ConfigDict
 
+from neo_jax.kernels import grouped
 from neo_jax.mesh import constrain
 from neo_jax.model import quantized
 from neo_jax.model.attention import Cache
 from neo_jax.model.block import Block
 from neo_jax.model.coords import COORDS, Rotary, rotary
 from neo_jax.model.embed import EMBEDS
+from neo_jax.model.experts import Load
 from neo_jax.model.mask import MASKS, Batch, Intervals, slide
 from neo_jax.model.norm import NORMS
 from neo_jax.model.route import Routing, is_visual, routing
@@ -35,7 +37,7 @@ REMAT_POLICIES = {
     "full": _POLICIES.nothing_saveable,  # only the layer's input
     "dots": _POLICIES.save_from_both_policies(  # products with weights too
         _POLICIES.dots_with_no_batch_dims_saveable,
-        _POLICIES.save_only_these_names(quantized.CHECKPOINT_NAME),
+        _POLICIES.save_only_these_names(quantized.CHECKPOINT_NAME, grouped.CHECKPOINT_NAME),
     ),
     "offload": _POLICIES.save_and_offload_only_these_names(  # the layer's input, in the host's memory
         names_which_can_be_saved=[],
@@ -76,6 +78,7 @@ class Transformer(nnx.Module):
         self.adds_words = config.embed.merge == "add"
         self.routes = any(config.route[module] != "shared" for module in ("attention", "mlp", "norm"))
         self.visual_share = config.route.visual_share
+        self.learns_routes = config.route.mlp == "topk"
 
     def head_DV(self) -> jax.Array:
         """The output matrix [D, V] float32."""
@@ -108,23 +111,32 @@ class Transformer(nnx.Module):
 
     def hidden_states(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Final hidden states [B, L, D] and the residual stream after every layer [layers, B, L, D]."""
-        return self._forward(batch, self.embed(batch))
+        final, after_layers, _ = self._forward(batch, self.embed(batch))
+        return final, after_layers
 
     def taps(self, batch: Batch, layers: Collection[int]) -> tuple[jax.Array, dict[int, jax.Array]]:
         """Final hidden states [B, L, D] and the residual stream [B, L, D] at `layers`.
 
         Layer 0 is the embeddings, layer i what the i-th layer leaves, the last one after the final norm.
         """
-        embedded = self.embed(batch)
-        final, after_layers = self._forward(batch, embedded)
-        ends = {0: embedded, len(after_layers): final}
-        return final, {layer: ends[layer] if layer in ends else after_layers[layer - 1] for layer in layers}
+        final, streams, _ = self.taps_and_load(batch, layers)
+        return final, streams
 
-    def _forward(self, batch: Batch, embedded: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def taps_and_load(
+        self, batch: Batch, layers: Collection[int]
+    ) -> tuple[jax.Array, dict[int, jax.Array], Load | None]:
+        """As `taps`, and what the router of every layer did, [layers, E] each, if they have one."""
+        embedded = self.embed(batch)
+        final, after_layers, load = self._forward(batch, embedded)
+        ends = {0: embedded, len(after_layers): final}
+        streams = {layer: ends[layer] if layer in ends else after_layers[layer - 1] for layer in layers}
+        return final, streams, load
+
+    def _forward(self, batch: Batch, embedded: jax.Array) -> tuple[jax.Array, jax.Array, Load | None]:
         _check(batch)
         route = routing(batch["kinds"], self.visual_share) if self.routes else None
-        x, _, after_layers = self._run(embedded, batch["coords"], self.intervals(batch), route)
-        return x, after_layers
+        x, _, after_layers, load = self._run(embedded, batch["coords"], self.intervals(batch), route)
+        return x, after_layers, load
 
     def prefill(self, batch: Batch, cache_size: int) -> tuple[jax.Array, Caches]:
         """Runs rows holding one document each, from position 0, and keeps their keys and values.
@@ -136,7 +148,7 @@ class Transformer(nnx.Module):
         B, L = batch["tokens"].shape
         slots = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L))
         route = routing(batch["kinds"], visual_share=0.0) if self.routes else None
-        x, caches, _ = self._run(
+        x, caches, *_ = self._run(
             self.embed(batch),
             batch["coords"],
             self.intervals(batch),
@@ -155,7 +167,7 @@ class Transformer(nnx.Module):
         """
         chex.assert_equal_shape([tokens_BT, slots_BT])
         intervals = slide(Intervals(jnp.zeros_like(slots_BT), slots_BT + 1), slots_BT, self.window)
-        x, caches, _ = self._run(self.embed_tokens(tokens_BT), coords_BT3, intervals, None, caches, slots_BT)
+        x, caches, *_ = self._run(self.embed_tokens(tokens_BT), coords_BT3, intervals, None, caches, slots_BT)
         return x, caches
 
     def _run(
@@ -166,17 +178,18 @@ class Transformer(nnx.Module):
         route: Routing | None,
         caches: Caches | None = None,
         slots: jax.Array | None = None,
-    ) -> tuple[jax.Array, Caches, jax.Array]:
+    ) -> tuple[jax.Array, Caches, jax.Array, Load | None]:
         table = rotary(self.rotary_parts, coords)
         new_caches: dict = {}
-        taps = []
+        by_stack = []
         for name in self.stacks:
             cache = caches[name] if caches is not None else None
-            x, (new_caches[name], tap) = self._scan(
+            x, (new_caches[name], *rest) = self._scan(
                 getattr(self, name), x, table, intervals, route, cache, slots
             )
-            taps.append(tap)
-        return self.norm(x), new_caches, jnp.concatenate(taps)
+            by_stack.append(rest)
+        taps, load = jax.tree.map(lambda *parts: jnp.concatenate(parts), *by_stack)
+        return self.norm(x), new_caches, taps, load
 
     def _scan(
         self,
@@ -187,15 +200,16 @@ class Transformer(nnx.Module):
         route: Routing | None,
         cache: Cache | None,
         slots: jax.Array | None,
-    ) -> tuple[jax.Array, tuple[Cache | None, jax.Array]]:
+    ) -> tuple[jax.Array, tuple[Cache | None, jax.Array, Load | None]]:
         graph, params = nnx.split(block)
 
         def layer(x: jax.Array, inputs: tuple) -> tuple[jax.Array, tuple]:
             layer_params, layer_cache = inputs
             x = checkpoint_name(x, "residual")
-            x, layer_cache = nnx.merge(graph, layer_params)(x, table, intervals, route, layer_cache, slots)
+            block = nnx.merge(graph, layer_params)
+            x, layer_cache, load = block(x, table, intervals, route, layer_cache, slots)
             x = constrain(x, "batch", "length", "width")
-            return x, (layer_cache, x)
+            return x, (layer_cache, x, load)
 
         return jax.lax.scan(remat(layer, self.remat_policy), x, (params, cache))
 

@@ -1,7 +1,8 @@
 """Objectives, one file per kind. A stage minimises a weighted sum of them (config.stage.*.objectives).
 
-`ntp` (next-token prediction) is a function of the final hidden states and has no parameters. Every other kind
-is a head: a module whose parameters are part of the model while it trains (`objectives/NAME/...`), with
+`ntp` (next-token prediction) is a function of the final hidden states, `balance` one of the choices that the
+routers of learned experts make; neither has parameters. Every other kind is a head: a module whose parameters
+are part of the model while it trains (`objectives/NAME/...`), with
 
     layers                    where it taps the residual stream (Transformer.taps)
     loss(batch, taps, stage)  a sum, float32 scalar

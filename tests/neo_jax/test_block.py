@@ -124,7 +124,7 @@ def run_ours(config, params, x, dtype):
     ends = jnp.broadcast_to(jnp.arange(1, L + 1, dtype=jnp.int32), (B, L))
 
     def run(x):
-        out, _ = block(x, rotary(block.attention.parts, coords), Intervals(jnp.zeros_like(ends), ends))
+        out, *_ = block(x, rotary(block.attention.parts, coords), Intervals(jnp.zeros_like(ends), ends))
         return out
 
     return np.asarray(jax.jit(run)(jnp.asarray(x, dtype)).astype(jnp.float32))

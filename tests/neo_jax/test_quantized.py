@@ -19,8 +19,8 @@ from neo_jax.convert import verify
 from neo_jax.errors import UserError
 from neo_jax.hardware import Target
 from neo_jax.model import quantized
-from neo_jax.model.block import SwiGLU
 from neo_jax.model.linear import Linear
+from neo_jax.model.mlp import SwiGLU
 from neo_jax.model.transformer import Transformer
 from neo_jax.preflight import estimate, hlo
 from neo_jax.preflight.program import Program

@@ -129,7 +129,7 @@ def test_scanned_equals_unrolled(name):
             graph, params = nnx.split(getattr(model, stack_name))
             for layer in range(depth):
                 block = nnx.merge(graph, jax.tree.map(lambda p, layer=layer: p[layer], params))
-                x, _ = block(x, table, model.intervals(batch), route)
+                x, *_ = block(x, table, model.intervals(batch), route)
         return model.logits(model.norm(x))
 
     close(unrolled(batch), case(name).logits)
