@@ -177,11 +177,13 @@ def native_and_modular(base: ConfigDict, others: Sequence[Change] = (Change("", 
 
 
 def experts_and_dense(base: ConfigDict, others: Sequence[Change] = (Change("", {}),)) -> list[Cell]:
-    """Dense, and experts by modality (hard routing of MLP, or of MLP, attention and norms as in EVEv2).
+    """Dense, experts by modality (hard routing of MLP, or of MLP, attention and norms as in EVEv2), and
+    learned experts (model.experts, balanced with the weight 0.01 of Shukor et al., who take one of 8).
 
-    A token uses as many weights in all arms, and a step takes as many FLOPs; experts have more in all
-    (`n_active` and `n_total` of the table). Learned routing (top-k) is no kind of the config.
+    A token uses as many weights in all arms, and a step takes as many FLOPs, but for the learned router, a
+    column for each expert; experts have more in all (`n_active` and `n_total` of the table).
     """
+    balanced = base.stage[base.stages[-1]].objectives.to_dict() | {"balance": 0.01}
     arms = [
         Change(
             "dense", {f"model.route.{part}": "shared" for part in ("mlp", "attention", "norm")}, arm="dense"
@@ -192,6 +194,7 @@ def experts_and_dense(base: ConfigDict, others: Sequence[Change] = (Change("", {
             {f"model.route.{part}": "modality" for part in ("mlp", "attention", "norm")},
             arm="experts_all",
         ),
+        Change("experts_topk", {"model.route.mlp": "topk", "*.objectives": balanced}, arm="experts_topk"),
     ]
     return _cells(base, cells.product(arms, others))
 

@@ -91,18 +91,19 @@ def row(sweep: Sweep, cell: Cell) -> dict[str, Any]:
 
 def sizes(config: FrozenConfigDict) -> dict[str, int]:
     """N of a config: all; without token embedding and output head; of those, what one token uses."""
+    taken, num = config.model.experts.per_token, config.model.experts.num
     specs = params_lib.abstract(objectives.build(config))
     inner = {path: spec for path, spec in specs.items() if not path.startswith((*EMBEDDINGS, "objectives/"))}
     return {
         "n_total": params_lib.count(specs),
         "n_non_embedding": params_lib.count(inner),
-        "n_active": params_lib.count({path: spec for path, spec in inner.items() if not _routed_copy(path)}),
+        # Of a module routed by modality a token uses the first or the second weights, of the experts some.
+        "n_active": sum(
+            params_lib.count({path: spec}) * (taken if "/experts/" in path else num) // num
+            for path, spec in inner.items()
+            if "/visual/" not in path
+        ),
     }
-
-
-def _routed_copy(path: str) -> bool:
-    """Whether these are the second weights of a routed module: a token uses the first or the second."""
-    return "/visual/" in path
 
 
 def _losses(

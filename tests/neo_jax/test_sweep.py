@@ -136,9 +136,15 @@ def test_arms_of_mixtures_experts_and_frozen_models(tmp_path):
     assert [cell.name for cell in mixed] == ["half-s", "half-m", "noto-s", "noto-m"]
     assert [cell.arm for cell in mixed] == ["half", "half", "noto", "noto"]
     assert dict(mixed[0].config.stage.full.mixture) == {"noto": 1.0, "fluent": 1.0}
-    dense, mlp, everything = (table.sizes(cell.config) for cell in grids.experts_and_dense(base()))
+    arms = grids.experts_and_dense(base())
+    dense, mlp, everything, learned = (table.sizes(cell.config) for cell in arms)
     assert dense["n_active"] == mlp["n_active"] == everything["n_active"] == dense["n_non_embedding"]
     assert dense["n_total"] < mlp["n_total"] < everything["n_total"]
+    model, objectives = arms[-1].config.model, arms[-1].config.stage.full.objectives
+    assert learned["n_active"] - dense["n_active"] == model.num_layers * model.hidden_size * 8  # the routers
+    mlps = model.num_layers * 3 * model.hidden_size * model.mlp_size
+    assert learned["n_total"] - learned["n_active"] == 7 * mlps + dense["n_total"] - dense["n_active"]
+    assert objectives.to_dict() == {"ntp": 1.0, "balance": 0.01}
     config = base()
     config.init = str(tmp_path)
     native, modular = grids.native_and_modular(config)
