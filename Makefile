@@ -8,10 +8,11 @@ CONFIG ?= configs/quickstart.py
 # Test files are dealt to three processes (each holds up to 2.5 GB): one often waits for the runs it started.
 PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
-# While pip installs what the tests need, Chromium's packages come and the quickstart data is built.
+# While pip installs what the tests need, Chromium's packages come and the quickstart data is built; linter and type
+# checker run beside the first tests.
 MAKEFLAGS += --jobs=2
 
-.PHONY: train setup setup-tests chromium test test-golden test-all lint clean
+.PHONY: train setup setup-tests chromium test pytest test-golden test-all lint clean
 
 train: setup
 	$(BIN)/python -m neo_jax.train --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -19,7 +20,9 @@ train: setup
 	$(BIN)/python -m neo_jax.convert export --workdir=$(WORKDIR) --out=$(WORKDIR)/hf
 	$(BIN)/python -m neo_jax.report --workdir=$(WORKDIR)
 
-test: setup-tests lint
+test: lint pytest
+
+pytest: setup-tests
 	$(PYTEST) -m "not slow"
 
 test-golden: setup-tests
