@@ -13,6 +13,7 @@ METRICS |= {name: TOKENS for name in steplog.SEEN} | {
     "objectives": {},
     "source_loss": [],
     "source_weight": [],
+    "source_tokens": [],
 }
 
 
