@@ -10,6 +10,7 @@ from benchmarks import (
     attention,
     checkpoint_stall,
     cross_entropy,
+    experts,
     first_step,
     rows,
     scale,
@@ -86,6 +87,11 @@ def test_cross_entropy():
     assert small["ratio"] > 0
     # The full logits are [256, V].
     assert large["dense_temporary_bytes"] - small["dense_temporary_bytes"] >= 256 * 64 * 4
+
+
+def test_experts():
+    measured = experts.measure(64, repeats=1)
+    assert measured["tiles_ratio"] > 0 and measured["ragged_dot_ratio"] > 0 and measured["busiest"] > 64 / 8
 
 
 def test_scale():
