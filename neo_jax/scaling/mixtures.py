@@ -23,6 +23,7 @@ from neo_jax.scaling.law import NAMES, Array
 from neo_jax.scaling.points import Points, Row, number, select
 
 SHARE_PREFIX = "share/"  # columns of a sweep's table: a source's share of the training tokens
+UNSURE = 0.5  # an interval of a share that is wider
 SAME = 0.05  # mixtures whose shares all differ by less count as one: draws of documents vary
 MEAN = "mean"  # the target of the advice for all losses together
 PARTS = (0.1, 0.5, 0.9)  # starts: the mixture's part of the loss that N and D leave
@@ -193,6 +194,21 @@ class Mixtures:
     num_mixtures: int
     fits: Mapping[str, MixtureFit]
     advice: Sequence[Advice]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader should know before believing the weights."""
+        said = []
+        for one in self.advice:
+            for name, column in zip(self.sources, one.draws.T, strict=True):
+                low, high = parametric.interval(column)
+                if high - low > UNSURE:
+                    said.append(
+                        f"The best mixture ({one.target}) is not known: 90 % of the draws give {name} "
+                        f"{low:.0%} to {high:.0%}."
+                    )
+                    break
+        return said
 
     def as_dict(self) -> dict[str, Any]:
         return {

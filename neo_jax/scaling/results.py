@@ -91,7 +91,8 @@ def analyse(rows: Sequence[Row], settings: Settings) -> Results:
         no_arm=no_arm,
         mixtures=over_mixtures,
         no_mixtures=no_mixtures,
-        warnings=_warnings(points, fitted, pooled=len(arms) > 1 and not arm_fits),
+        warnings=_warnings(points, fitted, pooled=len(arms) > 1 and not arm_fits)
+        + (over_mixtures.warnings if over_mixtures else []),
     )
 
 

@@ -74,7 +74,7 @@ def test_the_advice_is_near_the_true_optimum(fitted):
         np.testing.assert_allclose(one.weights, shares, atol=0.05)
         assert np.mean([law.floor(one.weights) for law in laws]) < least * 1.001
         assert one.weights.sum() == pytest.approx(1) and one.inside
-        assert one.draws.shape == (10, 3)
+        assert one.draws.shape == (10, 3) and not fitted.warnings
         assert np.abs(one.draws - one.weights).max() < 0.1
         assert one.loss == pytest.approx(np.mean([law.loss(1.6e9, 3.2e10, shares) for law in laws]), rel=5e-3)
 
@@ -144,6 +144,20 @@ def test_what_a_table_must_have(change, reason):
     found, why = mixtures.over_mixtures(change(rows(MIXTURES)), COLUMNS, delta=1e-3, draws=0, seed=0)
     assert found is None
     assert reason in why and bool(reason) == bool(why)
+
+
+def test_mixtures_that_make_no_difference_have_no_best_one():
+    noise = np.random.default_rng(0).standard_normal
+    table = [
+        row | {"loss": row["loss"] * np.exp(0.02 * noise())} for row in rows(np.tile(MIXTURES[:1], (16, 1)))
+    ]
+    shares = np.repeat(MIXTURES, 9, axis=0)
+    for row, h in zip(table, shares, strict=True):
+        row |= {f"share/{name}": float(part) for name, part in zip(SOURCES, h, strict=True)}
+        del row["loss/books"], row["loss/photos"]
+    found = law_of(table, draws=10)
+    assert list(found.fits) == ["loss"]
+    assert "The best mixture (loss) is not known" in found.warnings[0]
 
 
 def test_shares_that_vary_by_chance_are_one_mixture():

@@ -182,6 +182,15 @@ def test_the_quickstart_sweep_is_whole():
     assert config_lib.config_hash(config) == config_lib.config_hash(made[-1].config)
 
 
+def test_the_sweep_of_mixtures_is_enough_for_a_law():
+    made = cells.load(ROOT / "configs/sweeps/mixtures.py")
+    assert len(made) == 25
+    assert len({cell.arm for cell in made}) == 5
+    assert len({table.sizes(cell.config)["n_non_embedding"] for cell in made}) == 3
+    assert len({cell.config.stage.full.steps for cell in made}) == 3
+    assert all(sum(cell.config.stage.full.mixture.values()) == pytest.approx(1) for cell in made)
+
+
 # Runs
 
 # Stands for a run: writes what train.py would, or ends as its cell's name says.
