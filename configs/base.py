@@ -178,6 +178,8 @@ def train() -> ConfigDict:
     c.save_every = 500  # steps between checkpoints
     c.keep_checkpoints = 2  # newest checkpoints kept
     c.keep_steps = (0,)  # steps whose checkpoints are saved and kept besides, to branch from; 0 = none
+    c.local_folder = ""  # of each host, in memory: for checkpoints in between (emergency.py); "" = none
+    c.local_every = 50  # steps between the checkpoints in local_folder
     c.max_nonfinite_steps = 10  # steps with a non-finite loss or gradient before the run stops
     c.start_timeout_s = 3600.0  # seconds until every process has data, state and compiled programs
     c.hang_timeout_s = 900.0  # seconds without a finished step, evaluated batch or saved checkpoint: a hang

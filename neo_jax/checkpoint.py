@@ -51,22 +51,31 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return latest.step if latest is not None else 0
 
-    def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
+    def save(self, step: int, state: Any, record: dict[str, Any], lasting: bool = True) -> None:
         """Starts saving and returns; the arrays are copied before this returns, so they may be donated.
+
+        Args:
+            lasting: False for a checkpoint between two that were asked for, to lose less after a failure
+                (emergency.py).
 
         Raises:
             UserError: the previous save failed. A run must not go on without checkpoints.
         """
-        self.wait()
-        if step == self.latest:  # just restored
-            return
+        self._make_way(lasting)
         try:
-            self._pending = self._checkpointer.save_checkpointables_async(
-                step, {"state": state}, custom_metadata=record
-            )
+            self._start(step, state, record, lasting)
         except Exception as error:
             raise self._failed(step, error) from error
         self._saving = step
+
+    def _make_way(self, lasting: bool) -> None:
+        self.wait()
+
+    def _start(self, step: int, state: Any, record: dict[str, Any], lasting: bool) -> None:
+        if step != self.latest:  # else just restored
+            self._pending = self._checkpointer.save_checkpointables_async(
+                step, {"state": state}, custom_metadata=record
+            )
 
     def wait(self) -> None:
         """Blocks until the last save is on disk.
@@ -74,17 +83,22 @@ class Checkpoints:
         Raises:
             UserError: it failed; the checkpoints before it are whole.
         """
-        if self._pending is None:
-            return
-        pending, self._pending = self._pending, None
         try:
-            pending.result()
+            self._finish()
         except Exception as error:
             raise self._failed(self._saving, error) from error
 
+    def _finish(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _close(self) -> None:
+        self._checkpointer.close()
+
     def _failed(self, step: int, error: Exception) -> SaveFailed:
         """Whatever the storage raised, told with its folder."""
-        return SaveFailed(f"saving checkpoint {self.folder / str(step)} failed: {_first_line(error)}")
+        return SaveFailed(f"saving checkpoint {self.folder / str(step)} failed: {first_line(error)}")
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """A checkpoint's arrays, with the shapes, dtypes and shardings of `like`, and its JSON record.
@@ -109,7 +123,7 @@ class Checkpoints:
         except UserError as failed:
             failure = failed
         try:
-            self._checkpointer.close()
+            self._close()
         except Exception as failed:  # Orbax raises a failed save, told already, once more here
             if failure is None and not isinstance(error, UserError):
                 failure = self._failed(self._saving, failed)
@@ -126,11 +140,25 @@ def load(folder: pathlib.Path, like: Any) -> tuple[Any, dict[str, Any]]:
     """
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     try:
-        state = ocp.load_checkpointables(folder.absolute(), {"state": abstract})["state"]
+        name = item(folder)
+        state = ocp.load_checkpointables(folder.absolute(), {name: abstract})[name]
         record = ocp.checkpointables_metadata(folder.absolute()).custom_metadata
     except Exception as error:  # Orbax raises many kinds for damaged files
-        raise UserError(f"cannot restore checkpoint {folder}: {_first_line(error)}") from error
+        raise UserError(f"cannot restore checkpoint {folder}: {first_line(error)}") from error
     return state, record
+
+
+def item(folder: pathlib.Path) -> str:
+    """The name of the train state in a checkpoint folder; those that emergency.py saves have Orbax's own."""
+    return "default" if (folder / "default").is_dir() else "state"
+
+
+def steps_in(folder: pathlib.Path) -> list[int]:
+    """Steps of the whole checkpoints in a folder."""
+    names = [path.name for path in folder.absolute().iterdir()] if folder.is_dir() else []
+    return sorted(
+        int(name) for name in names if name.isdigit() and ocp.is_orbax_checkpoint(folder.absolute() / name)
+    )
 
 
 def list_arrays(folder: pathlib.Path) -> list[str]:
@@ -141,14 +169,14 @@ def list_arrays(folder: pathlib.Path) -> list[str]:
     """
     if not ocp.is_orbax_checkpoint(folder.absolute()):
         raise UserError(f"{folder}: not a checkpoint; name one numbered folder inside `checkpoints/`")
-    tree = ocp.checkpointables_metadata(folder.absolute()).metadata["state"]
+    tree = ocp.checkpointables_metadata(folder.absolute()).metadata[item(folder)]
     return sorted(
         f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.shape} {leaf.dtype}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 

@@ -19,6 +19,7 @@ from data_pipelines.dataset import open_data
 from data_pipelines.images import Picture, make_picture
 from data_pipelines.text import Tokenizer
 from neo_jax import mesh as mesh_lib, params as params_lib, stages as stages_lib
+from neo_jax.checkpoint import item, steps_in
 from neo_jax.errors import UserError
 from neo_jax.model.transformer import Transformer
 from neo_jax.params import Params
@@ -120,10 +121,9 @@ def load_params(
     context.pytree.loading.partial_load = True  # without the optimizer state
     try:
         with context:
-            params = ocp.load_checkpointables(checkpoint, {"state": {"params": dict(shapes)}})["state"][
-                "params"
-            ]
-            return params, load_record(checkpoint)
+            name = item(checkpoint)
+            state = ocp.load_checkpointables(checkpoint, {name: {"params": dict(shapes)}})[name]
+            return state["params"], load_record(checkpoint)
     except Exception as error:  # Orbax raises many kinds for damaged files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"cannot load checkpoint {checkpoint}: {reason}; try another step") from error
@@ -136,7 +136,7 @@ def load_record(checkpoint: pathlib.Path) -> dict[str, Any]:
 
 def param_shapes(checkpoint: pathlib.Path) -> dict[str, tuple[int, ...]]:
     """path -> shape of the parameters in a checkpoint folder."""
-    tree = ocp.checkpointables_metadata(checkpoint).metadata["state"]["params"]
+    tree = ocp.checkpointables_metadata(checkpoint).metadata[item(checkpoint)]["params"]
     return {path: tuple(leaf.shape) for path, leaf in tree.items()}
 
 
@@ -147,8 +147,7 @@ def checkpoint_folder(workdir: pathlib.Path, step: int | None = None) -> pathlib
         UserError: there is none, or none of this step.
     """
     folder = (workdir / "checkpoints").absolute()
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    steps = sorted(int(name) for name in names if name.isdigit() and ocp.is_orbax_checkpoint(folder / name))
+    steps = steps_in(folder)
     if not steps:
         raise UserError(f"{workdir} has no checkpoint yet; train with --workdir={workdir}")
     if step is not None and step not in steps:

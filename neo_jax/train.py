@@ -24,6 +24,7 @@ from neo_jax import (
     checkpoint as checkpoint_lib,
     config as config_lib,
     distributed,
+    emergency,
     events,
     flops,
     mesh as mesh_lib,
@@ -110,9 +111,7 @@ def take_steps(
 
     with (
         Events(workdir if group.leads else None) as log_events,
-        Checkpoints(
-            workdir / "checkpoints", config.train.keep_checkpoints, config.train.keep_steps
-        ) as checkpoints,
+        emergency.open_checkpoints(config.train, workdir, mesh) as checkpoints,
         jax.set_mesh(mesh),
     ):
         branch = pathlib.Path(config.branch) if config.branch and not checkpoints.latest else None
@@ -295,14 +294,15 @@ class Run:
                     self.evaluate(step, state)
             if at_end and step < self.progress.total:
                 return step, state, None  # the next stage saves this step, with its own optimizer state
-            due = at_end or (step and (step == stage.start or step % train.save_every == 0))
-            due = due or step in train.keep_steps
+            due = step == stage.start or step % train.save_every == 0 or step in train.keep_steps
+            due = at_end or (step > 0 and due)
+            due_locally = bool(train.local_folder) and step > 0 and step % train.local_every == 0
             stop = self.interrupt.poll(self.mesh)
-            if due or stop:
+            if due or due_locally or stop:
                 log.flush()
                 self.doing(events.SAVE, step)
                 with log.paused():
-                    self.save(stage, step, state, loader, log)
+                    self.save(stage, step, state, loader, log, lasting=due or stop)
             if at_end:
                 self.checkpoints.wait()
                 return step, state, EXIT_OK
@@ -339,7 +339,9 @@ class Run:
                 )
                 return step, state, EXIT_NONFINITE
 
-    def save(self, stage: Stage, step: int, state: TrainState, loader: AnyLoader, log: StepLog) -> None:
+    def save(
+        self, stage: Stage, step: int, state: TrainState, loader: AnyLoader, log: StepLog, lasting: bool
+    ) -> None:
         record = {
             "stage": stage.name,
             "loader": merge_states(mesh_lib.gather(loader.get_state())),
@@ -349,7 +351,7 @@ class Run:
             "data_hash": self.data_hash,
             "config_hash": config_lib.config_hash(self.config),
         }
-        self.checkpoints.save(step, state, record)
+        self.checkpoints.save(step, state, record, lasting)
 
     def evaluate(self, step: int, state: TrainState) -> None:
         """Logs the held-out losses, in rows of the stage that took the last step."""

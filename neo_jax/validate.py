@@ -96,7 +96,7 @@ _MAY_BE_EMPTY = {"data.recipe", "data.special_tokens", "data.tokenizer", "data.q
 _MAY_BE_EMPTY |= {
     f"data.sources.*.{name}" for name in ("template", "image_fields", "text_fields", "image_root")
 }
-_MAY_BE_EMPTY |= {"init", "branch", "eval.splits", "model.attention_bias"}
+_MAY_BE_EMPTY |= {"init", "branch", "train.local_folder", "eval.splits", "model.attention_bias"}
 _MAY_BE_EMPTY |= {"stage.*.template", "stage.*.layout"}
 _MIN_CAPTION_TOKENS = 16  # a row that cannot hold one image and this much text is a mistake
 
@@ -126,6 +126,11 @@ def check_together(config: FrozenConfigDict) -> None:
     """Checks that the fields of a whole config fit each other. Raises UserError for the first that do not."""
     _check_model(config.model, config.data)
     _check_mesh(config.mesh)
+    _check(
+        not config.train.local_folder or config.mesh.data > 1,
+        "train.local_folder: needs mesh.data of at least 2, as the first copy of the weights has no "
+        "checkpoints in memory; leave it empty",
+    )
     _check(
         not len(config.data.sources) or bool(config.data.tokenizer),
         "data.tokenizer: data.sources need one; name a tokenizer.json",

@@ -7,6 +7,7 @@ import pathlib
 import platform
 import re
 import subprocess
+import uuid
 from typing import Any
 
 from ml_collections import FrozenConfigDict
@@ -20,7 +21,9 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 _FLAGS = ("NEO_JAX_FLAGS", "LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_OPTIMIZATION_LEVEL")
 
 # Fields that say where and how a run is computed, not what: it may go on with others.
-_WHERE = re.compile(r"mesh\.|train\.(start|hang|silence)_timeout_s|stage\.\w+\.accumulate:")
+_WHERE = re.compile(
+    r"mesh\.|train\.((start|hang|silence)_timeout_s|local_(folder|every))|stage\.\w+\.accumulate:"
+)
 
 
 def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
@@ -53,6 +56,7 @@ def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
             _write(path, record)
         return
     record = {
+        "run": uuid.uuid4().hex[:12],
         "config": json.loads(config_lib.to_json(config)),
         "config_hash": config_lib.config_hash(config),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -61,6 +65,11 @@ def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
         "flags": [_flags()],
     }
     _write(path, record)
+
+
+def run_id(workdir: pathlib.Path) -> str:
+    """What tells this run from all others, also from an earlier one in the same folder."""
+    return json.loads((workdir / "config.json").read_text())["run"]
 
 
 def _flags() -> dict[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from neo_jax.checkpoint import CHUNK_BYTES
+from neo_jax.checkpoint import CHUNK_BYTES, item
 from neo_jax.errors import UserError
 
 
@@ -73,15 +73,16 @@ def save(checkpoint: pathlib.Path, params: Iterable[tuple[str, np.ndarray]], rec
 def loader(checkpoint: pathlib.Path) -> Callable[[str], np.ndarray]:
     """path -> parameter, as a NumPy array read from a checkpoint folder, one at a time."""
     checkpoint = checkpoint.absolute()
-    metadata = ocp.checkpointables_metadata(checkpoint).metadata["state"]["params"]
+    name = item(checkpoint)
+    metadata = ocp.checkpointables_metadata(checkpoint).metadata[name]["params"]
 
     def load(path: str) -> np.ndarray:
         return_freed_memory()
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         context.memory.read_concurrent_bytes = 4 * CHUNK_BYTES
-        wanted = {"state": {"params": {path: np.empty(metadata[path].shape, np.float32)}}}
+        wanted = {name: {"params": {path: np.empty(metadata[path].shape, np.float32)}}}
         with context:
-            return ocp.load_checkpointables(checkpoint, wanted)["state"]["params"][path]
+            return ocp.load_checkpointables(checkpoint, wanted)[name]["params"][path]
 
     return load
