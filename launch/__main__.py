@@ -28,7 +28,7 @@ _TEXTS = {  # flag -> help; all are fields of Job
     "queue": "Kueue LocalQueue; SLURM partition",
     "priority": "PriorityClass; SLURM QOS",
     "namespace": "Kubernetes namespace",
-    "ramdisk": "path at which the multi-tier checkpoint ramdisk is mounted (GKE)",
+    "ramdisk": "path at which a ramdisk is mounted, for checkpoints in memory (GKE, experimental)",
     "pathways": "gs:// folder for Pathways' scratch files; runs the job under Pathways (GKE, experimental)",
     "placement_policy": "workload policy of the node pool, for multi-host tpu7x (GKE)",
     "zone": "zone of the TPU VM",

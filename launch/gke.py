@@ -90,6 +90,10 @@ def check(job: Job) -> None:
         raise UserError(f"--ramdisk={job.ramdisk}: must be an absolute path that no --mount has")
     if job.pathways:
         pathways.check(job)
+    if job.ramdisk and job.target.num_slices < 2:
+        raise UserError(
+            "--ramdisk: the first slice keeps no checkpoints in memory; take --num_slices=2 or more"
+        )
     job_lib.refuse(job, "gke", "zone", "project")
 
 

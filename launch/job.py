@@ -67,7 +67,7 @@ class Job:
     max_restarts: int = 20
     grace_s: int = 300  # from SIGTERM to SIGKILL: longer than a step and a save
     hours: int = 0  # longest run, 0 = what the cluster allows
-    ramdisk: str = ""  # where the multi-tier checkpoint ramdisk is mounted, "" = none (GKE)
+    ramdisk: str = ""  # where the ramdisk for checkpoints in memory is mounted, "" = none (GKE)
     pathways: str = ""  # gs:// folder for Pathways' scratch files, "" = without Pathways (GKE, experimental)
     placement_policy: str = ""  # workload policy of a multi-host tpu7x node pool (GKE)
     namespace: str = "default"  # Kubernetes
@@ -81,7 +81,8 @@ class Job:
 
     def command(self) -> list[str]:
         """What every process runs."""
-        fields = [f"--config.{field}={value}" for field, value in self.overrides]
+        memory = [("train.local_folder", self.ramdisk)] if self.ramdisk else []
+        fields = [f"--config.{field}={value}" for field, value in (*memory, *self.overrides)]
         module = ["python", "-m", "neo_jax.train"]
         return [*module, f"--config={self.config}", f"--workdir={self.workdir}", *fields]
 

@@ -221,6 +221,7 @@ GKE = ["--backend=gke", "--topology=v5p:4x4x4", "--image=I", "--name=n"]
         ([*GKE, "--pathways=gs://b", "--ramdisk=/r"], "--ramdisk: has no use with --pathways"),
         ([*GKE, "--ramdisk=r"], "--ramdisk=r: must be an absolute path"),
         ([*GKE, "--ramdisk=/r", "--topology=h100:8"], "--ramdisk: GKE has it for TPUs"),
+        ([*GKE, "--ramdisk=/r"], "--ramdisk: the first slice keeps no checkpoints in memory"),
         ([*GKE, "--zone=here"], "--zone: the gke backend has no such thing"),
         ([*GKE, "--topology=h100:8", "--placement_policy=p"], "--placement_policy: is for TPU node pools"),
     ],
