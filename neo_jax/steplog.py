@@ -128,7 +128,7 @@ class StepLog:
             "loss": float(values["loss"]),
             "source_loss": {name: float(loss / weight) for name, loss, weight in losses if weight > 0},
             "objectives": {name: float(loss) for name, loss in values["objectives"].items()},
-            **_experts(values),
+            **busiest_experts(values),
             "grad_norm": float(values["grad_norm"]),
             "lr": float(values["lr"]),
             "tokens": tokens,
@@ -150,7 +150,7 @@ class StepLog:
         }
 
 
-def _experts(values: dict[str, Any]) -> dict[str, float]:
+def busiest_experts(values: dict[str, Any]) -> dict[str, float]:
     """Share of a layer's choices that fell on its busiest learned expert: mean and maximum over layers."""
     if "expert_tokens" not in values:
         return {}

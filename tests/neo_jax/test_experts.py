@@ -22,6 +22,7 @@ from neo_jax import (
     mesh as mesh_lib,
     params as params_lib,
     step as step_lib,
+    steplog,
 )
 from neo_jax.convert.families import FAMILIES
 from neo_jax.errors import UserError
@@ -319,6 +320,12 @@ def test_reading_a_prompt_and_going_on_is_the_full_forward(setup):
 
 
 # Counts
+
+
+def test_log_tells_the_share_of_the_busiest_expert():
+    found = steplog.busiest_experts({"expert_tokens": np.array([[6.0, 2.0], [3.0, 5.0]])})
+    assert found == {"busiest_expert_share": (6 / 8 + 5 / 8) / 2, "busiest_expert_share_max": 6 / 8}
+    assert steplog.busiest_experts({}) == {}
 
 
 def test_flops_are_of_the_experts_that_a_token_takes():
