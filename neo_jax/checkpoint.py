@@ -96,9 +96,13 @@ class Checkpoints:
     def _close(self) -> None:
         self._checkpointer.close()
 
+    @property
+    def _writes_to(self) -> pathlib.Path:
+        return self.folder
+
     def _failed(self, step: int, error: Exception) -> SaveFailed:
         """Whatever the storage raised, told with its folder."""
-        return SaveFailed(f"saving checkpoint {self.folder / str(step)} failed: {first_line(error)}")
+        return SaveFailed(f"saving checkpoint {self._writes_to / str(step)} failed: {first_line(error)}")
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """A checkpoint's arrays, with the shapes, dtypes and shardings of `like`, and its JSON record.

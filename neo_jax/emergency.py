@@ -60,7 +60,7 @@ class EmergencyCheckpoints(Checkpoints):
     ):
         logging.set_verbosity(logging.FATAL)  # as in Checkpoints
         self.folder, self._mesh, self._keep, self._keep_steps = folder, mesh, keep, keep_steps
-        slice_index = _slice_of_this_process(mesh)
+        self._slice = _slice_of_this_process(mesh)
         layout = "x".join(map(str, mesh.devices.shape)) + f"-of-{jax.process_count()}"
         self._local = local_folder.absolute() / layout / f"process-{jax.process_index()}"
         try:
@@ -84,7 +84,7 @@ class EmergencyCheckpoints(Checkpoints):
             step: sorted(index for index, steps in whole.items() if step in steps)
             for step in set().union(*whole.values())
         }
-        self._local_steps = set(whole.get(slice_index, ()))
+        self._local_steps = set(whole.get(self._slice, ()))
         for path in self._local.iterdir():  # the slice has them in part: other hosts lack their files
             if path.name.isdigit() and int(path.name) not in self._local_steps:
                 shutil.rmtree(path)
@@ -95,6 +95,10 @@ class EmergencyCheckpoints(Checkpoints):
     @property
     def latest(self) -> int:
         return self._newest
+
+    @property
+    def _writes_to(self) -> pathlib.Path:
+        return self._local if self._slice else self.folder
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         slices = self._slices_with.get(step)

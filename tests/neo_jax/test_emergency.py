@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from neo_jax import config as config_lib, mesh as mesh_lib, restore, workdir
-from neo_jax.checkpoint import Checkpoints, list_arrays
+from neo_jax.checkpoint import Checkpoints, list_arrays, steps_in
 from neo_jax.emergency import EmergencyCheckpoints
 from neo_jax.errors import UserError
 from tests.neo_jax import member
@@ -31,8 +31,10 @@ def test_the_newest_checkpoint_is_recalled_to_the_bit(tmp_path):
     with Checkpoints(tmp_path / "steps", keep=10) as saved:
         assert saved.latest == 1
         restored, record = saved.restore(1, member.state(alone, blank))
-    assert record["step"] == 1
-    member.assert_holds(restored, {name: member.values()[name] for name in blank})
+        assert record["step"] == 1
+        member.assert_holds(restored, {name: member.values()[name] for name in blank})
+        saved.save(2, restored, record)
+    assert steps_in(tmp_path / "steps") == [1, 2]
     assert "a/weight (8, 12) float32" in list_arrays(tmp_path / "steps" / "1")
 
 
@@ -58,6 +60,12 @@ def test_a_killed_run_goes_on_from_memory_bit_for_bit(quickstart_data, tmp_path)
         for name in ("killed", "straight")
     )
     jax.tree.map(np.testing.assert_array_equal, killed, straight)
+
+
+def test_a_run_may_begin_and_end_to_use_memory(tmp_path):
+    changes = [[], [("train.local_folder", "/ramdisk"), ("mesh.data", "2"), ("mesh.num_devices", "2")], []]
+    for overrides in changes:
+        workdir.claim(tmp_path, config_lib.load(f"{ROOT}/configs/quickstart.py:smoke", overrides))
 
 
 def test_what_it_cannot_do_is_refused(tmp_path):
