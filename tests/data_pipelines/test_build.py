@@ -174,6 +174,21 @@ def test_damaged_shard_is_named(tmp_path, damage, message):
         shards.verify(tmp_path, entries)
 
 
+def test_a_process_reads_a_shard_again_only_when_it_has_changed(tmp_path, monkeypatch):
+    entries = shards.write(tmp_path, "train", "noto", [make_drawing(i) for i in range(100)])
+    read = []
+    describe = shards.describe
+    monkeypatch.setattr(shards, "describe", lambda path: read.append(path) or describe(path))
+    for _ in range(3):
+        shards.verify(tmp_path, entries)
+    assert read == [tmp_path / entry["file"] for entry in entries]
+    data = read[0].read_bytes()
+    read[0].write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(read[0], ns=(0, 0))  # a clock too coarse to tell is not what this is about
+    with pytest.raises(DataError, match="damaged"):
+        shards.verify(tmp_path, entries)
+
+
 @pytest.fixture
 def small_recipe(monkeypatch):
     """The quickstart recipe on a few drawings of our own, rendered in this process."""
