@@ -61,7 +61,12 @@ $(VENV)/installed: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/installed-tests: pyproject.toml $(VENV)/installed
+# The two largest packages come beside the others; what they need themselves comes with the tests' packages.
+$(VENV)/installed-large: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-deps torch==2.13.0 "libtpu>=0.0.52"
+	@touch $@
+
+$(VENV)/installed-tests: pyproject.toml $(VENV)/installed $(VENV)/installed-large
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps apache-beam==2.77.0  # why so: extra `beam` in pyproject.toml
 	@touch $@
