@@ -139,7 +139,7 @@ def loss_sums(model: Transformer, batch: Batch, num_sources: int, stage: ConfigD
     """
     heads = _heads(model, stage)
     layers = {layer for head in heads.values() for layer in head.layers}
-    hidden, taps, load = model.taps_and_load(batch, layers)
+    hidden, taps, load = model.taps(batch, layers)
     loss, ce = cross_entropy(hidden, model.head_DV(), batch["targets"], batch["loss_weights"])
     weights, kinds = batch["loss_weights"], batch["kinds"]
     intervals = model.intervals(batch)

@@ -79,7 +79,7 @@ def outputs(source: Source, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray
         params: params_lib.Params, batch: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, list[jax.Array]]:
         bound = params_lib.bind(model, params)
-        final, taps = bound.taps(batch, range(config.num_layers + 1))
+        final, taps, _ = bound.taps(batch, range(config.num_layers + 1))
         return bound.logits(final), list(taps.values())
 
     with jax.default_matmul_precision("highest"):

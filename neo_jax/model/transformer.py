@@ -114,18 +114,14 @@ class Transformer(nnx.Module):
         final, after_layers, _ = self._forward(batch, self.embed(batch))
         return final, after_layers
 
-    def taps(self, batch: Batch, layers: Collection[int]) -> tuple[jax.Array, dict[int, jax.Array]]:
-        """Final hidden states [B, L, D] and the residual stream [B, L, D] at `layers`.
-
-        Layer 0 is the embeddings, layer i what the i-th layer leaves, the last one after the final norm.
-        """
-        final, streams, _ = self.taps_and_load(batch, layers)
-        return final, streams
-
-    def taps_and_load(
+    def taps(
         self, batch: Batch, layers: Collection[int]
     ) -> tuple[jax.Array, dict[int, jax.Array], Load | None]:
-        """As `taps`, and what the router of every layer did, [layers, E] each, if they have one."""
+        """Final hidden states [B, L, D], the residual stream [B, L, D] at `layers`, and the routers' load.
+
+        Layer 0 is the embeddings, layer i what the i-th layer leaves, the last one after the final norm. The
+        load is [layers, E] each, None without learned experts.
+        """
         embedded = self.embed(batch)
         final, after_layers, load = self._forward(batch, embedded)
         ends = {0: embedded, len(after_layers): final}

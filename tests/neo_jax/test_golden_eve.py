@@ -116,7 +116,7 @@ def run(model, stage, params, batch):
         return {name: loss / sums["objective_weight"][name] for name, loss in sums["objective_loss"].items()}
 
     bound = params_lib.bind(model, params)
-    final, taps = bound.taps(batch, range(sum(model.depths) + 1))
+    final, taps, _ = bound.taps(batch, range(sum(model.depths) + 1))
     values, pull = jax.vjp(losses, params)
     # Of the sum of all, and of the heads' alone; one after the other through one backward pass.
     of_all, of_heads = dict.fromkeys(values, 1.0), {name: float(name in heads) for name in values}
