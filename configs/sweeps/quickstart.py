@@ -40,6 +40,15 @@ def model() -> ConfigDict:
     return c
 
 
+def one_size(name: str, steps: int) -> ConfigDict:
+    """For the other sweeps of this folder: a size and a length, with a decay of its own."""
+    [size] = [size for size in SIZES if size.name == name]
+    c = model()
+    c.update_from_flattened_dict({field.replace("*", "stage.full"): x for field, x in size.values.items()})
+    c.stage.full.schedule, c.stage.full.steps = "cosine", steps
+    return c
+
+
 def get_sweep() -> list[cells.Cell]:
     return grids.isoflop(model(), SIZES, BUDGETS, document_tokens=DOCUMENT_TOKENS)
 
