@@ -11,6 +11,7 @@ which prints such an error as one line. Anything else is our own bug and keeps i
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -47,10 +48,18 @@ class ProcessLost(UserError):
 def main_guard(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Runs `main` on the command line and exits with the code it returns (None is 0).
 
-    `UserError`, `DataError` and mendable `OSError`s become one line on stderr and exit code 1.
+    `UserError`, `DataError` and mendable `OSError`s become one line on stderr and exit code 1. When nobody
+    reads its output any more (`| head`) it ends by SIGPIPE, as other tools do.
     """
     try:
-        code = main(sys.argv[1:])
+        try:
+            code = main(sys.argv[1:])
+        finally:
+            sys.stdout.flush()  # not when Python exits, where a closed pipe could not be caught
+    except BrokenPipeError:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        print(flush=True)  # ends the process, unless another pipe is broken
+        raise
     except (UserError, DataError, OSError) as error:
         message = explain(error)
         if message is None:

@@ -1,6 +1,10 @@
 """The end of a command: the user's mistakes are one line, our own keep their traceback."""
 
 import errno
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -32,7 +36,13 @@ def test_user_errors_are_one_line(error: Exception, line: str, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("ours"), OSError(errno.EBADF, "Bad file descriptor"), KeyError("k")]
+    "error",
+    [
+        ValueError("ours"),
+        OSError(errno.EBADF, "Bad file descriptor"),
+        BrokenPipeError(errno.EPIPE, "a worker's, not that of the output"),
+        KeyError("k"),
+    ],
 )
 def test_our_own_errors_pass(error: Exception) -> None:
     def main(argv: object) -> None:
@@ -47,3 +57,23 @@ def test_returned_code_is_the_exit_code(code: int | None) -> None:
     with pytest.raises(SystemExit) as caught:
         errors.main_guard(lambda argv: code)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("main", ["print(1)", "print('1' * 10**6)", "exit(print(1))"])
+def test_a_command_ends_quietly_when_nobody_reads_its_output(main: str, unbuffered: str) -> None:
+    """Little output, which Python keeps until the end; much; and argparse's way of ending after --help."""
+    program = f"from neo_jax import errors; input(); errors.main_guard(lambda argv: {main})"
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == -signal.SIGPIPE
