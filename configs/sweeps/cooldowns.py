@@ -1,4 +1,4 @@
-"""Is a run cut short as good as one planned short? Cooldowns from one trunk, and runs with a cosine of their own.
+"""Is a run cut short as good as one planned short? Cooldowns from one trunk, beside runs with a cosine each.
 
 python -m neo_jax.sweep run --config=configs/sweeps/cooldowns.py --workdir=runs/sweeps/cooldowns
 """

@@ -1,4 +1,4 @@
-"""Three resolutions of one small model of the quickstart sweep, in rows with room for many images and for few.
+"""Three resolutions of one small model of the quickstart sweep, in rows with room for many images or few.
 
 python -m neo_jax.sweep run --config=configs/sweeps/resolutions.py --workdir=runs/sweeps/resolutions
 """

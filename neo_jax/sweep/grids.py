@@ -117,12 +117,11 @@ def lr_batch(base: ConfigDict, rates: Sequence[float], batch_sizes: Sequence[int
 
 
 def resolutions(base: ConfigDict, sides: Sequence[int], row_patches: Sequence[int]) -> list[Cell]:
-    """Resolution and share of image tokens: images of side x side pixels, each in two-budget rows of P image
-    tokens.
+    """Resolution and room for images: images of side x side pixels, in rows that hold at most P image tokens.
 
-    The packer fills both budgets, so P / L is the share of image tokens as long as the data has enough of
-    both: a small P at a high resolution means few images among much text. Pairs whose P is below one image
-    are left out.
+    P is a limit only. The share of image tokens is that of the documents, which the mixture gives: a P below
+    it leaves rows partly empty, one above it embeds patches that are not there. Pairs whose P is below one
+    image are left out.
     """
     token_side = base.model.embed.patch_size * base.model.embed.merge_size
     changes = [

@@ -1,5 +1,6 @@
 """The loader on the real quickstart data: exact resume, whole epochs, the batch contract."""
 
+import dataclasses
 import itertools
 import json
 from collections import Counter
@@ -9,10 +10,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from data_pipelines import build, images, loader, pack, schema, text
+from data_pipelines import build, images, loader, pack, schema, sources, text
 from data_pipelines.drawing import Drawing
 from data_pipelines.errors import DataError
 from data_pipelines.resize import Resize
+from data_pipelines.sources import Options
 
 
 @pytest.fixture
@@ -223,3 +225,11 @@ def test_impossible_stages_fail_before_the_first_batch(config, stage, field, val
 def test_unknown_split(config, stage):
     with pytest.raises(DataError, match=r"splits are .*val_render"):
         next(iter(loader.eval_batches(config, stage, "test")))
+
+
+def test_a_drawing_as_text_is_the_words_of_its_caption(config):
+    options = Options("captions", "drawings", f"{config.data.path}/dev/*.array_record")
+    caption = sources.open_source(options).example(0)
+    words = sources.open_source(dataclasses.replace(options, form="text")).example(0)
+    assert (len(caption.images), words.images) == (1, ())
+    assert words.texts == caption.texts and any(text.supervised for text in words.texts)

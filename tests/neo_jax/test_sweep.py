@@ -12,13 +12,14 @@ import pyarrow.parquet
 import pytest
 
 from configs import quickstart
-from neo_jax import config as config_lib, optim
+from neo_jax import config as config_lib, grow, objectives, optim, params
 from neo_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_OK, UserError
 from neo_jax.scaling import points
 from neo_jax.sweep import __main__ as command, cells, grids, local, table
 from neo_jax.sweep.cells import Cell, Change
 
 ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs/sweeps").glob("*.py"))
 WIDTH, RATE = "model.mlp_size", "stage.full.peak_lr"
 
 
@@ -174,12 +175,20 @@ def test_grids_that_make_no_sense_are_refused(make, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_sweep_file_expands_as_its_header_says(file, capsys):
+    config, workdir = f"--config={file.relative_to(ROOT)}", f"--workdir=runs/sweeps/{file.stem}"
+    assert f"\npython -m neo_jax.sweep run {config} {workdir}\n" in file.read_text()
+    assert command.main(["expand", f"--config={file}", workdir]) == EXIT_OK
+    *_, last = cells.load(file)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{last.name}: ")
+    assert config_lib.load(f"{file}:{last.name}") == last.config
+
+
 def test_the_quickstart_sweep_is_whole():
     made = cells.load(ROOT / "configs/sweeps/quickstart.py")
     assert len(made) == 28
     assert len({table.sizes(cell.config)["n_total"] for cell in made}) == 7
-    config = config_lib.load(f"{ROOT}/configs/sweeps/quickstart.py:{made[-1].name}")
-    assert config_lib.config_hash(config) == config_lib.config_hash(made[-1].config)
 
 
 def test_the_sweep_of_mixtures_is_enough_for_a_law():
@@ -189,6 +198,18 @@ def test_the_sweep_of_mixtures_is_enough_for_a_law():
     assert len({table.sizes(cell.config)["n_non_embedding"] for cell in made}) == 3
     assert len({cell.config.stage.full.steps for cell in made}) == 3
     assert all(sum(cell.config.stage.full.mixture.values()) == pytest.approx(1) for cell in made)
+
+
+def test_native_and_modular_grow_from_their_language_model():
+    file = ROOT / "configs/sweeps/native_modular.py"
+    language = params.abstract(objectives.build(config_lib.load(f"{file}:language")))
+    shapes = {path: spec.shape for path, spec in language.items()}
+    for cell in cells.load(file):
+        specs = params.abstract(objectives.build(cell.config))
+        origins = grow.plan(shapes, specs)
+        fresh = {path for path, origin in origins.items() if origin.source is None}
+        trained = params.select(specs, cell.config.stage.full.trainable)
+        assert cell.arm != "modular" or trained == {path for path in fresh if not path.startswith("layers/")}
 
 
 # Runs
