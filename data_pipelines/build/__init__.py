@@ -41,7 +41,8 @@ def ensure(data_config: Any) -> dict[str, Any]:
             f"{folder} was built with other parameters ({_difference(manifest['parameters'], params)}); "
             "choose another config.data.path, or delete the folder to build it again"
         )
-    shards.verify(folder, [*manifest["shards"], manifest["tokenizer"]])
+    shards.check(folder, manifest["shards"])
+    shards.check(folder, [manifest["tokenizer"]], contents=True)
     return manifest
 
 

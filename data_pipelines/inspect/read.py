@@ -71,7 +71,7 @@ def read(folder: Path, num_rows: int = 2, rules: Rows | None = None) -> Inspecti
         DataError: there is no such folder, a file is damaged, or no document can be packed.
     """
     manifest = manifest_lib.read_manifest(folder)
-    shards_lib.verify(folder, [*manifest["shards"], manifest["tokenizer"]])
+    shards_lib.check(folder, [*manifest["shards"], manifest["tokenizer"]], contents=True)
     tokenizer_file = folder / manifest["tokenizer"]["file"]
     tokenizer = Tokenizer(tokenizer_file)
     if manifest.get("form") == "rows":
