@@ -116,27 +116,19 @@ def lr_batch(base: ConfigDict, rates: Sequence[float], batch_sizes: Sequence[int
     return _cells(base, cells.product(batches, cells.axis("*.peak_lr", rates, "lr")))
 
 
-def resolutions(base: ConfigDict, sides: Sequence[int], row_patches: Sequence[int]) -> list[Cell]:
-    """Resolution and room for images: images of side x side pixels, in rows that hold at most P image tokens.
+def resolutions(
+    base: ConfigDict, sides: Sequence[int], mixes: Mapping[str, Mapping[str, float]]
+) -> list[Cell]:
+    """Resolution and share of image tokens: images of side x side pixels, in mixtures of sources with images
+    and without.
 
-    P is a limit only. The share of image tokens is that of the documents, which the mixture gives: a P below
-    it leaves rows partly empty, one above it embeds patches that are not there. Pairs whose P is below one
-    image are left out.
+    Both together give the share; the table of results has `image_tokens` and `text_tokens` of each run.
     """
-    token_side = base.model.embed.patch_size * base.model.embed.merge_size
-    changes = [
-        Change(
-            f"px{side}-P{patches}",
-            {"*.min_pixels": side * side, "*.max_pixels": side * side, "*.row_patches": patches},
-            arm=f"px{side}-P{patches}",
-        )
+    pixels = [
+        Change(f"px{side}", {"*.min_pixels": side * side, "*.max_pixels": side * side}, arm=f"px{side}")
         for side in sides
-        for patches in row_patches
-        if patches >= (side // token_side) ** 2
     ]
-    if not changes:
-        raise UserError("resolutions: no row_patches holds one image of any side")
-    return _cells(base, changes)
+    return mixtures(base, mixes, pixels)
 
 
 def mixtures(

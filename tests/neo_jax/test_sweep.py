@@ -126,10 +126,13 @@ def test_lr_batch_keeps_the_tokens():
     assert {cell.config.stage.full.batch_size * cell.config.stage.full.steps for cell in made} == {80}
 
 
-def test_resolutions_leave_out_what_no_row_holds():
-    made = grids.resolutions(base(), (32, 64), (8, 16))  # 4 and 16 tokens an image
-    assert [cell.name for cell in made] == ["px32-P8", "px32-P16", "px64-P16"]
-    assert made[2].config.stage.full.max_pixels == 64 * 64
+def test_resolutions_in_mixtures():
+    mixes = {"noto": {"noto": 1}, "half": {"noto": 1, "fluent": 1}}
+    made = grids.resolutions(base(), (32, 64), mixes)
+    assert [cell.name for cell in made] == ["noto-px32", "noto-px64", "half-px32", "half-px64"]
+    assert [cell.arm for cell in made] == [cell.name for cell in made]
+    assert made[3].config.stage.full.max_pixels == made[3].config.stage.full.min_pixels == 64 * 64
+    assert dict(made[3].config.stage.full.mixture) == {"noto": 1.0, "fluent": 1.0}
 
 
 def test_arms_of_mixtures_experts_and_frozen_models(tmp_path):
@@ -166,7 +169,10 @@ def test_arms_of_mixtures_experts_and_frozen_models(tmp_path):
         ),
         (lambda: grids.size("s", width=30, layers=2, heads=4, peak_lr=1e-3), "30 is not divisible by 2 * 4"),
         (lambda: grids.native_and_modular(base()), "config.init must name"),
-        (lambda: grids.resolutions(base(), (64,), (8,)), "no row_patches holds one image"),
+        (
+            lambda: grids.resolutions(base(), (256,), {"noto": {"noto": 1}}),
+            "is less than the 256 tokens of one image",
+        ),
     ],
 )
 def test_grids_that_make_no_sense_are_refused(make, message):
