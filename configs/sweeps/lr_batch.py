@@ -9,7 +9,7 @@ from configs.sweeps import quickstart
 from neo_jax.sweep import cells, grids
 
 # Far enough apart for runs this short to differ: factors of three and of four.
-RATES = (2e-3, 6e-3, 1.8e-2)
+RATES = (1.8e-2, 5.4e-2, 1.62e-1)
 BATCH_SIZES = (2, 8, 32)
 
 
