@@ -34,7 +34,8 @@ def language() -> ConfigDict:
 def model() -> ConfigDict:
     c = quickstart.one_size(SIZE, steps=STEPS[-1])
     c.init = LANGUAGE
-    c.stage.full.parallel_share = 0.0  # a frozen language model knows no captions without words
+    # Captions as the language model knows them: whole, and with all their words to see.
+    c.stage.full.tags_share, c.stage.full.parallel_share = 1.0, 0.0
     return c
 
 
