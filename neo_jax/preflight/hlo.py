@@ -5,6 +5,7 @@ counts as often as the loops around it run; the trip count of a loop over layers
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -74,24 +75,49 @@ class Module:
         self.computations, self.entry = _parse(text)
         self.dynamic_trips = dynamic_trips
         self.times: dict[str, float] = defaultdict(float)  # computation -> executions per step
-        self.control: set[str] = set()  # computations whose instructions run one by one: not fused
-        self._visit(self.entry, 1.0)
+        self.control: set[str] = set()  # computations whose instructions run one by one
+        self.beside: set[str] = set()  # those that are fused, or that another core runs beside other work
+        self.waited: set[str] = set()  # those that another core runs while this one waits
+        self._visit(self.entry, 1.0, self.control)
 
-    def _visit(self, name: str, times: float, is_control: bool = True) -> None:
+    def _visit(self, name: str, times: float, kind: set[str]) -> None:
         self.times[name] += times
-        if is_control:
-            self.control.add(name)
+        kind.add(name)
         for instruction in self.computations[name].values():
+            called = _attribute(instruction, "(?:to_apply|calls)")
             if instruction.opcode == "while":
                 condition, body = (_attribute(instruction, key) for key in ("condition", "body"))
-                self._visit(body, times * self._trips(condition, body))
+                self._visit(body, times * self._trips(condition, body), kind)
+            elif "async_execution_thread=" in instruction.text and instruction.opcode == "async-start":
+                hidden = self._works_before_done(self.computations[name], instruction)
+                self._visit(called, times, self.beside if hidden else self.waited)
             elif instruction.opcode in ("call", "async-start"):
-                self._visit(_attribute(instruction, "(?:to_apply|calls)"), times, is_control)
+                self._visit(called, times, kind)
             elif instruction.opcode == "fusion":
-                self._visit(_attribute(instruction, "calls"), times, is_control=False)
-            elif instruction.opcode == "conditional":
+                self._visit(called, times, self.beside)
+            elif instruction.opcode in ("conditional", "custom-call"):
                 for branch in re.findall(r"%[\w.-]+", _branches(instruction)):
-                    self._visit(branch, times, is_control)
+                    self._visit(branch, times, kind)
+
+    def _works_before_done(self, computation: dict[str, Instruction], start: Instruction) -> bool:
+        """Whether products, kernels or loops run from an asynchronous start to the end of it.
+
+        A start without operands only has another core load its program; the update with them sets it off.
+        """
+        name, works = start.name, False
+        for instruction in itertools.dropwhile(lambda x: x is not start, computation.values()):
+            if name in instruction.operands:
+                if instruction.opcode.endswith("-done"):
+                    return works
+                name, works = instruction.name, False
+            works |= self._is_work(instruction)
+        raise ValueError(f"{start.name} never ends")
+
+    def _is_work(self, instruction: Instruction) -> bool:
+        if instruction.opcode == "fusion":
+            fused = self.computations[_attribute(instruction, "calls")]
+            return any(self._is_work(inner) for inner in fused.values())
+        return _is_kernel(instruction) or instruction.opcode in ("convolution", "dot", "while", "call")
 
     def _trips(self, condition: str, body: str) -> float:
         """How often a loop runs whose counter, from 0 on, is compared with a constant."""
@@ -133,7 +159,9 @@ class Module:
             times = self.times[name]
             if key in found:
                 times = max(times, found[key].times)
-            overlapped = instruction.opcode.endswith("-start") or name not in self.control
+            overlapped = name in self.beside
+            if instruction.opcode.endswith("-start"):
+                overlapped = self._works_before_done(self.computations[name], instruction)
             devices = _group(instruction.text)
             found[key] = Collective(
                 opcode=opcode,
@@ -153,8 +181,7 @@ class Module:
                 _shapes(_search(r"operand_layout_constraints=\{(.*?\})\}", instruction.text)),
             )
             for name, instruction in self._executed()
-            if instruction.opcode == "custom-call"
-            and 'custom_call_target="tpu_custom_call"' in instruction.text
+            if _is_kernel(instruction)
         ]
 
     def traffic(self) -> float:
@@ -311,12 +338,17 @@ def _search(pattern: str, text: str) -> str:
     return match[1] if match else ""
 
 
+def _is_kernel(instruction: Instruction) -> bool:
+    target = 'custom_call_target="tpu_custom_call"'
+    return instruction.opcode == "custom-call" and target in instruction.text
+
+
 def _attribute(instruction: Instruction, key: str) -> str:
     return _search(rf"\b{key}=(%[\w.-]+)", instruction.text)
 
 
 def _branches(instruction: Instruction) -> str:
-    return _search(r"branch_computations=\{([^}]*)\}", instruction.text) or " ".join(
+    return _search(r"(?:branch|called)_computations=\{([^}]*)\}", instruction.text) or " ".join(
         _attribute(instruction, key) for key in ("true_computation", "false_computation")
     )
 

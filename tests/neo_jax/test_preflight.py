@@ -90,6 +90,47 @@ window={size=2 pad=1_1 rhs_reversal=1}, dim_labels=b0f_i0o->b0f, metadata={op_na
     assert hlo.Module(text).flops() == 2 * 64 * 32 * (2 * 16)
 
 
+@pytest.mark.parametrize(
+    ("order", "overlapped"), [("product done", True), ("done product", False), ("product update done", False)]
+)
+def test_a_gather_by_another_core(order, overlapped):
+    """It counts as overlapped if a product runs after its operand is handed over and before it is done."""
+    lines = {
+        "update": "%u = ((f32[8,4]{1,0}), f32[8,8]{1,0}) async-update(%s, %a)",
+        "product": "%p = f32[8,8]{1,0} fusion(%b), kind=kOutput, calls=%fused",
+        "done": "%d = f32[8,8]{1,0} async-done(%u)",
+    }
+    order = order if "update" in order else f"update {order}"
+    body = "\n".join(f"  {lines[name]}" for name in order.split())
+    text = f"""
+%called (x: f32[8,4]) -> f32[8,8] {{
+  %x = f32[8,4]{{1,0}} parameter(0)
+  ROOT %g = f32[8,8]{{1,0}} all-gather(%x), channel_id=1, replica_groups={{{{0,1}}}}, dimensions={{1}}
+}}, execution_thread="sparsecore"
+
+%async (y: f32[8,4]) -> f32[8,8] {{
+  %y = f32[8,4]{{1,0}} parameter(0)
+  ROOT %c = f32[8,8]{{1,0}} custom-call(%y), custom_call_target="other", called_computations={{%called}}
+}}, execution_thread="sparsecore"
+
+%fused (z: f32[8,8]) -> f32[8,8] {{
+  %z = f32[8,8]{{1,0}} parameter(0)
+  ROOT %m = f32[8,8]{{1,0}} convolution(%z, %z), dim_labels=bf_io->bf
+}}
+
+ENTRY %main (a: f32[8,4], b: f32[8,8]) -> f32[8,8] {{
+  %a = f32[8,4]{{1,0}} parameter(0)
+  %b = f32[8,8]{{1,0}} parameter(1)
+  %s = ((), (), (s32[4]{{0:S(2)}})) async-start(), async_execution_thread="sparsecore", calls=%async
+{body}
+  ROOT %r = f32[8,8]{{1,0}} add(%p, %d)
+}}
+"""
+    (gather,) = hlo.Module(text).collectives()
+    assert (gather.opcode, gather.bytes, gather.times) == ("all-gather", 8 * 8 * 4 / 2, 1)
+    assert gather.overlapped == overlapped
+
+
 def test_step_of_a_small_config(tpu_compiler, capsys):
     """Its memory, its FLOPs against a hand count, and every weight gathered."""
     result = search.check(small_config(), "only", V5E)
@@ -204,4 +245,8 @@ def test_shipped_configs(name, topology, tpu_compiler):
     assert result.rows_per_device * result.config.stage[result.stage].row_tokens >= 8192
     assert found.hlo_flops <= 1.36 * found.model_flops
     assert found.mfu >= 0.55
+    gathered = [
+        (beside, size) for (kind, _, beside), (_, size) in found.transfers.items() if kind == "all-gather"
+    ]
+    assert sum(size for beside, size in gathered if beside) >= 0.9 * sum(size for _, size in gathered)
     assert result.program.host_bytes < 16 * hardware.GiB
