@@ -29,7 +29,7 @@ _ASYNC_FUSION: Flags = {
     "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
     "xla_tpu_overlap_compute_collective_tc": "true",
 }
-# The SparseCore gathers.
+# The SparseCore gathers. On v5p it always does (neo_jax/xla_options.py).
 _SPARSE_CORE: Flags = {
     "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
     "xla_tpu_use_tc_device_shape_on_sc": "true",

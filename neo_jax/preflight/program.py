@@ -112,18 +112,13 @@ def compile_step(config: FrozenConfigDict, stage_name: str, mesh: Mesh) -> Progr
         state = abstract_state(mesh, specs, stage, trainable)
         lowered = jax.jit(step, donate_argnums=0).lower(state, abstract_batch(mesh, config, stage))
         lowered_at = time.perf_counter()
-        # The compiler writes its schedule down itself: JAX cannot read back all that newer ones do.
-        dump = tempfile.TemporaryDirectory(prefix="preflight-")
-        options = {"xla_dump_to": dump.name, "xla_dump_hlo_as_text": True, **xla_options.of(mesh)}
         try:
-            compiled = lowered.compile(compiler_options=options)
+            compiled, text = schedule(lowered, xla_options.of(mesh))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return OutOfMemory(_needed(str(error)), str(error))
     memory = compiled.memory_analysis()
-    with dump:
-        text = next(pathlib.Path(dump.name).glob("*.after_optimizations.txt")).read_text()
     return Program(
         text=text,
         memory={
@@ -139,6 +134,17 @@ def compile_step(config: FrozenConfigDict, stage_name: str, mesh: Mesh) -> Progr
         compile_s=time.perf_counter() - lowered_at,
         host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
+
+
+def schedule(lowered: jax.stages.Lowered, options: dict[str, str]) -> tuple[jax.stages.Compiled, str]:
+    """Compiles for a TPU, and returns the scheduled HLO of one device too.
+
+    The compiler writes that down itself: JAX cannot read back all that newer ones do.
+    """
+    with tempfile.TemporaryDirectory(prefix="preflight-") as dump:
+        dumping = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options={**dumping, **options})
+        return compiled, next(pathlib.Path(dump).glob("*.after_optimizations.txt")).read_text()
 
 
 def abstract_batch(mesh: Mesh, config: FrozenConfigDict, stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
