@@ -20,7 +20,7 @@ ITEM_BYTES = {
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _NO_TRAFFIC = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
-    "after-all", "iota", "partition-id", "replica-id", "copy-done", "slice-done",
+    "after-all", "iota", "partition-id", "replica-id", "async-start", "async-update",
 }  # fmt: skip
 
 
@@ -76,7 +76,8 @@ class Module:
         self.dynamic_trips = dynamic_trips
         self.times: dict[str, float] = defaultdict(float)  # computation -> executions per step
         self.control: set[str] = set()  # computations whose instructions run one by one
-        self.beside: set[str] = set()  # those that are fused, or that another core runs beside other work
+        self.fused: set[str] = set()
+        self.beside: set[str] = set()  # those that another core runs beside other work
         self.waited: set[str] = set()  # those that another core runs while this one waits
         self._visit(self.entry, 1.0, self.control)
 
@@ -94,7 +95,7 @@ class Module:
             elif instruction.opcode in ("call", "async-start"):
                 self._visit(called, times, kind)
             elif instruction.opcode == "fusion":
-                self._visit(called, times, self.beside)
+                self._visit(called, times, self.fused)
             elif instruction.opcode in ("conditional", "custom-call"):
                 for branch in re.findall(r"%[\w.-]+", _branches(instruction)):
                     self._visit(branch, times, kind)
@@ -159,7 +160,7 @@ class Module:
             times = self.times[name]
             if key in found:
                 times = max(times, found[key].times)
-            overlapped = name in self.beside
+            overlapped = name in self.beside or name in self.fused
             if instruction.opcode.endswith("-start"):
                 overlapped = self._works_before_done(self.computations[name], instruction)
             devices = _group(instruction.text)
@@ -185,12 +186,16 @@ class Module:
         ]
 
     def traffic(self) -> float:
-        """Bytes read from and written to the device's memory, with what stays on the chip left out."""
+        """Bytes read from and written to the device's memory, with what stays on the chip left out.
+
+        Of what calls other computations, these count.
+        """
         total = 0.0
-        for name in self.control:
+        for name in self.control | self.beside | self.waited:
             computation = self.computations[name]
             for instruction in computation.values():
-                if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith("-done"):
+                calls = instruction.opcode in _NO_TRAFFIC or "called_computations=" in instruction.text
+                if calls or instruction.opcode.endswith("-done"):
                     continue
                 moved = self._written(instruction)
                 for place, operand in enumerate(instruction.operands):
@@ -221,6 +226,8 @@ class Module:
     def _read(self, instruction: Instruction, place: int, operand: Instruction) -> float:
         """Bytes that it reads of an operand: of one that it only slices or updates, the slices."""
         whole = sum(_in_memory(shape) for shape in operand.shapes)
+        if instruction.opcode in ("slice", "dynamic-slice"):
+            return min(whole, instruction.shapes[0].bytes)
         if instruction.opcode != "fusion" or not whole:
             return whole
         fused = self.computations[_attribute(instruction, "calls")]

@@ -131,6 +131,24 @@ ENTRY %main (a: f32[8,4], b: f32[8,8]) -> f32[8,8] {{
     assert gather.overlapped == overlapped
 
 
+def test_traffic_of_a_slice_brought_onto_the_chip():
+    """Only the slice is read; the chip's own memory, S(1), takes no traffic."""
+    text = """
+%async (x: s8[64,8]) -> s8[4,8] {
+  %x = s8[64,8]{1,0} parameter(0)
+  ROOT %part = s8[4,8]{1,0:S(1)} slice(%x), slice={[0:4], [0:8]}
+}
+
+ENTRY %main (a: s8[64,8]) -> s8[4,8] {
+  %a = s8[64,8]{1,0} parameter(0)
+  %start = ((s8[64,8]{1,0}), s8[4,8]{1,0:S(1)}, s32[]{:S(2)}) async-start(%a), calls=%async
+  %done = s8[4,8]{1,0:S(1)} async-done(%start)
+  ROOT %n = s8[4,8]{1,0} negate(%done)
+}
+"""
+    assert hlo.Module(text).traffic() == 4 * 8 + 4 * 8
+
+
 def test_step_of_a_small_config(tpu_compiler, capsys):
     """Its memory, its FLOPs against a hand count, and every weight gathered."""
     result = search.check(small_config(), "only", V5E)
