@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from neo_jax.errors import UserError
 from neo_jax.hardware import Chip, Target
+from neo_jax.xla_options import SPARSE_CORES_GATHER
 
 GROUP_VARIABLE = "NEO_JAX_FLAGS"  # environment variable that tells a run the name of its group
 Flags = Mapping[str, str]
@@ -28,12 +29,6 @@ _ASYNC_FUSION: Flags = {
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
     "xla_tpu_overlap_compute_collective_tc": "true",
-}
-# The SparseCore gathers. On v5p it always does (neo_jax/xla_options.py).
-_SPARSE_CORE: Flags = {
-    "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
-    "xla_tpu_use_tc_device_shape_on_sc": "true",
-    "xla_sc_disable_megacore_partitioning": "true",
 }
 _VMEM_KIB = {"v5p": "65472", "v6e": "98304", "tpu7x": "65536"}
 # Gradients are summed over the data-centre network while the backward pass goes on.
@@ -116,7 +111,7 @@ def group(name: str, target: Target) -> Group:
     if name == "sparse_core":
         if chip.name not in ("v6e", "tpu7x"):
             raise UserError(f"--flags=sparse_core: is for v6e and tpu7x; {chip.name} has the group default")
-        flags.update(_SPARSE_CORE)
+        flags.update(SPARSE_CORES_GATHER)  # on v5p they always do
     if name == "sdc":
         flags.update(_SDC)
     if target.num_slices > 1:

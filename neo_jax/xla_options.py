@@ -12,19 +12,19 @@ OPTIONS: dict[str, dict[str, str]] = {
     "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
 }
 
-# By chip, on top of those. All move the same numbers in another way.
-CHIP_OPTIONS: dict[str, dict[str, str]] = {
-    # The SparseCores gather weights while the tensor cores multiply. Left to itself libtpu has these wait,
-    # and where a group covers all of the torus it gathers by all-reduces of twice the bytes.
-    "v5p": {
-        "xla_tpu_prefer_async_allgather_to_allreduce": "true",
-        "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
-        "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": "true",
-        "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": "true",
-        "xla_tpu_use_tc_device_shape_on_sc": "true",
-        "xla_sc_disable_megacore_partitioning": "true",
-    },
+# The SparseCores gather weights while the tensor cores multiply; the same numbers arrive. Left to itself libtpu has
+# the tensor cores wait, and where a group covers all of the torus it gathers by all-reduces of twice the bytes.
+SPARSE_CORES_GATHER: dict[str, str] = {
+    "xla_tpu_prefer_async_allgather_to_allreduce": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": "true",
+    "xla_tpu_use_tc_device_shape_on_sc": "true",
+    "xla_sc_disable_megacore_partitioning": "true",
 }
+
+# By chip, on top of those by platform.
+CHIP_OPTIONS: dict[str, dict[str, str]] = {"v5p": SPARSE_CORES_GATHER}
 
 # Drawing small parameters takes far longer to compile than to run: a quarter as long without optimisations.
 ONCE: dict[str, dict[str, str]] = {"cpu": {"xla_backend_optimization_level": "0"}}
