@@ -12,8 +12,9 @@ OPTIONS: dict[str, dict[str, str]] = {
     "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
 }
 
-# The SparseCores gather weights while the tensor cores multiply; the same numbers arrive. Left to itself libtpu has
-# the tensor cores wait, and where a group covers all of the torus it gathers by all-reduces of twice the bytes.
+# The SparseCores gather weights while the tensor cores multiply; the same numbers arrive. Left to itself
+# libtpu has the tensor cores wait, and where a group covers all of the torus it gathers by all-reduces of
+# twice the bytes.
 SPARSE_CORES_GATHER: dict[str, str] = {
     "xla_tpu_prefer_async_allgather_to_allreduce": "true",
     "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
