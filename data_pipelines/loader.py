@@ -156,7 +156,8 @@ class Loader:
         self._stop()
         if self._in_processes and not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags, which we do not use
-        self._lanes = {lane: state.to_json() for lane, state in states.items()}
+        # Not the lanes of others: in the next position these would stand where they had been at the restart.
+        self._lanes = {lane: states[lane].to_json() for reader in self._readers for lane in reader.lanes}
         for reader in self._readers:
             rows = _Rows(reader.planner, reader.shape, reader.rows, reader.lane_rows, states)
             if self._in_processes:
@@ -248,10 +249,17 @@ AnyLoader = Loader | packed.PackedLoader
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The position of a run out of those of its processes. Raises DataError if their streams differ."""
+    """The position of a run out of those of its processes.
+
+    Raises DataError if their streams differ, or if two that read the same lane are not at the same place.
+    """
     if len({state["identity"] for state in states}) != 1:
         raise DataError("the processes of this run read different data, or with different settings")
-    lanes = {lane: value for state in states for lane, value in state["lanes"].items()}
+    lanes: dict[str, Any] = {}
+    for state in states:
+        for lane, value in state["lanes"].items():
+            if lanes.setdefault(lane, value) != value:
+                raise DataError(f"the processes of this run are not at the same place of lane {lane}")
     return states[0] | {"lanes": dict(sorted(lanes.items(), key=lambda item: int(item[0])))}
 
 

@@ -182,6 +182,39 @@ def test_four_processes_give_the_rows_of_one_and_one_goes_on(config, tmp_path):
     assert first_rejects + second_rejects == num_rejects, "each is told once, by one process"
 
 
+@pytest.mark.parametrize("plan", [(2, 2, 2), (1, 2, 4, 1)])
+@pytest.mark.parametrize("lanes", [2, 4])
+def test_hosts_come_and_go_at_every_restart(config, lanes, plan):
+    """What train.py does at each: every process gets the merged position, also of lanes it does not read."""
+    config.data.lanes, config.data.prefetch = lanes, 0
+    stage = config.stage.only
+    with loader.train_loader(config, stage, seed=1) as stream:
+        straight = [digests(stream, 1) for _ in range(2 * len(plan))]
+    found, state = [], None
+    for count in plan:
+        streams = [
+            loader.train_loader(config, stage, seed=1, process_index=index, process_count=count)
+            for index in range(count)
+        ]
+        for stream in streams:
+            if state is not None:
+                stream.set_state(state)
+        found += [[row for stream in streams for row in digests(stream, 1)] for _ in range(2)]
+        state = json.loads(json.dumps(loader.merge_states([stream.get_state() for stream in streams])))
+        for stream in streams:
+            stream.close()
+    assert found == straight
+
+
+def test_positions_of_processes_that_fell_apart_are_refused(config):
+    with loader.train_loader(config, config.stage.only, seed=1, process_count=2) as stream:
+        states = [stream.get_state()]
+        next(stream)
+        states.append(stream.get_state())
+    with pytest.raises(DataError, match="not at the same place of lane 0"):
+        loader.merge_states(states)
+
+
 # What is wrong with shards
 
 
