@@ -51,7 +51,14 @@ class ExampleMaker:
             rng = None if seed is None else np.random.default_rng(seed)
             return self.rules.document(one, source_id=self.source_id, max_pixels=max_pixels, rng=rng)
 
-        return POLICIES[self.policy](example, build, self.budgets, self.rules.resize.side)
+        made = POLICIES[self.policy](example, build, self.budgets, self.rules.resize.side)
+        if len(made) > 1:
+            # Its parts lie in rows of different batches: a damaged image is found before any is served, so
+            # that a record is either served or rejected, once. They are decoded again when rows are laid out.
+            for document in made:
+                if len(document.patch_hw):
+                    document.load_patches()
+        return made
 
 
 @dataclasses.dataclass(frozen=True)

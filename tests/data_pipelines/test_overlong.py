@@ -82,6 +82,14 @@ def test_overlong_text_is_split_without_losing_a_word(overlong_config):
     assert sum(d.image_ids.max() for d in made["2"]) == 2, "both images are there, each once"
 
 
+def test_a_damaged_image_rejects_all_parts_at_once(overlong_config):
+    folder = Path(overlong_config.data.sources.web.path)
+    (folder / "1.jpg").write_bytes((folder / "1.jpg").read_bytes()[:-400])
+    made, reasons = outcome(overlong_config, "split_text")
+    assert reasons == {"1": "no_target", "2": "truncated"}
+    assert made.keys() == {"0"}, "not even the part before the image"
+
+
 def test_images_shrink_until_the_document_fits(overlong_config):
     one = {"images": ["0.jpg", None], "texts": [None, long_text(20)]}
     (Path(overlong_config.data.sources.web.path) / "3.jsonl").write_text(json.dumps(one))
