@@ -120,7 +120,7 @@ def read_index(
 
     Args:
         file: what is indexed.
-        kind: of index; part of the cache's file name.
+        kind: of index; part of the cache's file name, so a new one where `build` has come to do other things.
         folder: local folder of the cache.
         build: makes the index, by reading the whole file.
     """

@@ -22,7 +22,7 @@ class WebDatasetSource(Source):
     def _open(self) -> tuple[list[str], list[int]]:
         self._files = [files.File(url) for url in files.expand(self.options.path, (".tar",))]
         self._offsets = [
-            files.read_index(file, "webdataset", self.options.index_path, _offsets) for file in self._files
+            files.read_index(file, "webdataset 2", self.options.index_path, _offsets) for file in self._files
         ]
         return names([file.url for file in self._files]), [len(offsets) - 1 for offsets in self._offsets]
 
@@ -113,8 +113,29 @@ def _offsets(file: files.File) -> list[int]:
         raise
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise DataError(f"{file.url}: not a tar: {error}") from error
-    if file.read(end, min(end + tarfile.BLOCKSIZE, file.size)).strip(b"\0"):  # tarfile takes this for the end
-        raise DataError(f"{file.url}: damaged at byte {end}: no tar member starts there")
+    _check_tail(file, end)
     if not offsets:
         raise DataError(f"{file.url}: a tar without records (members named KEY.FIELD)")
     return [*offsets, end]
+
+
+_MOST_ZEROS = (1 << 20) + 2 * tarfile.BLOCKSIZE  # two blocks end a tar, then it is padded; tar's default: 10 kB
+
+
+def _check_tail(file: files.File, end: int) -> None:
+    """Raises DataError if there is anything behind a tar's end but a few zeros: tarfile stops at the first."""
+    for start in range(end, file.size, _MOST_ZEROS):
+        tail = file.read(start, min(start + _MOST_ZEROS, file.size))
+        if rest := tail.lstrip(b"\0"):
+            at = start + len(tail) - len(rest)
+            if at < end + tarfile.BLOCKSIZE:
+                raise DataError(f"{file.url}: damaged at byte {end}: no tar member starts there")
+            raise DataError(
+                f"{file.url}: damaged, or several tars in one file: zeros at byte {end} end the tar, "
+                f"but byte {at} is none; write it anew"
+            )
+    if file.size - end > _MOST_ZEROS:
+        raise DataError(
+            f"{file.url}: nothing but zeros from byte {end} to its end at {file.size}: its download did not "
+            "finish, or its end is lost; fetch it again"
+        )

@@ -121,6 +121,10 @@ def test_a_tar_written_by_webdataset(tmp_path):
         (lambda data: data[:3072] + b"\x07" * 512 + data[3584:], "damaged at byte 3072"),
         (lambda data: b"", "not a tar|empty"),
         (lambda data: bytes(10240), "without records"),
+        (lambda data: data[:3072] + bytes(512) + data[3584:], "zeros at byte 3072 .* byte 3584 is none"),
+        (lambda data: data + data, r"zeros at byte 7680 .* byte 10240 is none"),
+        (lambda data: data[:3072] + bytes(2 << 20), "nothing but zeros from byte 3072"),
+        (lambda data: data[:3072] + bytes(2 << 20) + data, "zeros at byte 3072 .* byte 2100224 is none"),
     ],
 )
 def test_damaged_tars_are_named(tmp_path, damage, message):
@@ -128,6 +132,12 @@ def test_damaged_tars_are_named(tmp_path, damage, message):
     (tmp_path / "x.tar").write_bytes(damage((tmp_path / "x.tar").read_bytes()))
     with pytest.raises(DataError, match=f"x.tar: .*({message})"):
         source("webdataset", tmp_path, tmp_path)
+
+
+def test_a_tar_may_be_padded_to_a_megabyte(tmp_path):
+    write_tar(tmp_path / "x.tar", {f"{i}.jpg": b"x" * 700 for i in range(3)})
+    (tmp_path / "x.tar").write_bytes((tmp_path / "x.tar").read_bytes()[: 3 * 1536].ljust(1 << 20, b"\0"))
+    assert len(source("webdataset", tmp_path, tmp_path)) == 3
 
 
 # Parquet
