@@ -1,5 +1,9 @@
-"""JSON: a list of records as LLaVA writes it (.json) or one per line (.jsonl); images lie in a folder."""
+"""JSON: a list of records as LLaVA writes it (.json) or one per line (.jsonl); images lie in a folder.
 
+A file that begins with "[" is a list, but not if its name ends in .jsonl.
+"""
+
+import codecs
 import mmap
 import re
 import tempfile
@@ -11,7 +15,9 @@ from data_pipelines.errors import DataError, Reject
 from data_pipelines.sources.base import Source, names
 
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)
-_SPACE = b" \t\r\n"
+_NO_SPACE = re.compile(rb"[^ \t\r\n]")
+# What UTF-16 and UTF-32 begin with; UTF-32's little-endian mark begins with UTF-16's.
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 
 class JsonSource(Source):
@@ -20,7 +26,7 @@ class JsonSource(Source):
     def _open(self) -> tuple[list[str], list[int]]:
         self._files = [files.File(url) for url in files.expand(self.options.path, (".json", ".jsonl"))]
         self._spans = [
-            files.read_index(file, "json", self.options.index_path, _index).reshape(-1, 2)
+            files.read_index(file, "json 2", self.options.index_path, _index).reshape(-1, 2)
             for file in self._files
         ]
         self._root = self.options.image_root or self._files[0].url.rpartition("/")[0]
@@ -56,15 +62,19 @@ def _index(file: files.File) -> list[int]:
         if not file.size:
             raise DataError(f"{file.url}: an empty file")
         with mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            start = next((i for i in range(len(data)) if data[i] not in _SPACE), len(data))
-            is_list = data[start : start + 1] == b"["
-            spans = _items(file, data, start) if is_list else _lines(data)
+            if data[:4].startswith(_WIDE):
+                raise DataError(f"{file.url}: UTF-16 or UTF-32; convert it to UTF-8")
+            start = len(codecs.BOM_UTF8) if data[:3] == codecs.BOM_UTF8 else 0
+            first = _NO_SPACE.search(data, start)
+            if first and first[0] == b"[" and not file.url.endswith(".jsonl"):
+                spans = _items(file, data, first.start())
+            else:
+                spans = _lines(data, start)
             return [place for span in spans for place in span]
 
 
-def _lines(data: mmap.mmap) -> Iterator[tuple[int, int]]:
-    """Every line that is not blank."""
-    start = 0
+def _lines(data: mmap.mmap, start: int) -> Iterator[tuple[int, int]]:
+    """Every line from `start` on that is not blank."""
     while start < len(data):
         end = data.find(b"\n", start)
         end = len(data) if end < 0 else end
@@ -87,5 +97,12 @@ def _items(file: files.File, data: mmap.mmap, start: int) -> Iterator[tuple[int,
                 yield item, match.start()
             item = match.end()
         if depth == 0:
+            # Brackets that do not match end it too early.
+            rest = match if token == b"}" else _NO_SPACE.search(data, match.end())
+            if rest is not None:
+                raise DataError(
+                    f"{file.url}: neither one list nor JSON lines: the list that it starts with ends before "
+                    f"byte {rest.start()}, where {rest[0].decode(errors='replace')!r} follows"
+                )
             return
     raise DataError(f"{file.url}: cut off: the list that it starts with does not end")

@@ -119,11 +119,12 @@ def _offsets(file: files.File) -> list[int]:
     return [*offsets, end]
 
 
-_MOST_ZEROS = (1 << 20) + 2 * tarfile.BLOCKSIZE  # two blocks end a tar, then it is padded; tar's default: 10 kB
+# Two blocks of zeros end a tar; then it is padded, to 10 kB by default.
+_MOST_ZEROS = (1 << 20) + 2 * tarfile.BLOCKSIZE
 
 
 def _check_tail(file: files.File, end: int) -> None:
-    """Raises DataError if there is anything behind a tar's end but a few zeros: tarfile stops at the first."""
+    """Raises DataError if a tar's end is followed by anything but some zeros: tarfile stops at the first."""
     for start in range(end, file.size, _MOST_ZEROS):
         tail = file.read(start, min(start + _MOST_ZEROS, file.size))
         if rest := tail.lstrip(b"\0"):

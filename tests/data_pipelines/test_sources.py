@@ -318,6 +318,37 @@ def test_cut_off_json_is_named(tmp_path, data):
         source("json", tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (b'[{"text": "a"}]\n[{"text": "b"}]', "byte 16, where '\\['"),
+        (b'[1]\n{"text": "b"}\n', "byte 4, where '{'"),
+        (b'[{"text": "a"}, {"text": "b"}}\n', "byte 29, where '}'"),
+        (b"\xef\xbb\xbf[1]\0\0", "byte 6, where"),
+    ],
+)
+def test_what_follows_a_list_is_named(tmp_path, data, place):
+    (tmp_path / "x.json").write_bytes(data)
+    with pytest.raises(DataError, match=rf"x\.json: neither one list nor JSON lines: .* {place}"):
+        source("json", tmp_path, tmp_path)
+
+
+def test_lines_may_begin_with_one_that_is_a_list(tmp_path):
+    (tmp_path / "x.jsonl").write_text('[1]\n{"text": "a"}\n')
+    expected = ["bad_json", (Text("a", supervised=True),)]
+    assert spans(source("json", tmp_path, tmp_path, form="text")) == expected
+
+
+@pytest.mark.parametrize(("name", "data"), [("x.json", b'[{"text": "a"}]'), ("x.jsonl", b'{"text": "a"}\n')])
+def test_byte_order_marks(tmp_path, name, data):
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
+    assert spans(source("json", tmp_path, tmp_path, form="text")) == [(Text("a", supervised=True),)]
+    for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        (tmp_path / name).write_bytes(("\ufeff" + data.decode()).encode(encoding))
+        with pytest.raises(DataError, match=rf"{name}: UTF-16 or UTF-32; convert it to UTF-8"):
+            source("json", tmp_path, tmp_path)
+
+
 def test_forms(tmp_path):
     image = {"bytes": None, "path": "a.png"}
     (tmp_path / "a.png").write_bytes(png(1))
