@@ -54,7 +54,7 @@ class Reject(DataError):
     def __init__(self, reason: str, message: str):
         if reason not in REASONS:
             raise KeyError(f"{reason!r} is no reason; add it to REASONS with its meaning")
-        super().__init__(message)
+        super().__init__(message.encode(errors="backslashreplace").decode())  # it may quote what is no UTF-8
         self.reason = reason
 
     def __reduce__(self) -> tuple[type["Reject"], tuple[str, str]]:

@@ -64,7 +64,7 @@ class File:
         """Size, and a text that changes with the file."""
         try:
             info = self._system.info(self._path)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a path with \0 or half a surrogate pair
             raise DataError(f"{self.url}: missing or unreadable: {error}") from error
         names = ("mtime", "ETag", "etag", "created", "updated", "LastModified")
         return int(info["size"]), str([info[name] for name in names if name in info])
@@ -73,7 +73,7 @@ class File:
         """What changes with a file on this machine, without fsspec's detours; None elsewhere."""
         try:
             found = os.stat(self._path) if self._local else None
-        except OSError:
+        except (OSError, ValueError):
             return None
         return found and (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 

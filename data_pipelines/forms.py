@@ -178,8 +178,8 @@ def video(fields: Fields, look: Look) -> list[Span]:
         timed: list[Span] = [
             Image(frame.data, float(time)) for frame, time in zip(frames, times, strict=True)
         ]
-    except (TypeError, ValueError) as error:
-        raise Reject("bad_record", f"`timestamps` are not numbers: {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Reject("bad_record", f"`timestamps` or `fps` are no usable numbers: {error}") from error
     if look.find(fields, TURN_FIELDS) is None:
         return [*timed, Text(look.text(fields, look.texts), supervised=True)]
     without_images = Look(images=(), texts=look.texts)

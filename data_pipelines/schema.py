@@ -4,6 +4,7 @@ Letters: B rows, L tokens of a row, P patches of a row, n tokens and p patches o
 """
 
 import dataclasses
+import math
 from typing import Protocol
 
 import numpy as np
@@ -25,10 +26,14 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A picture, or one frame of a video."""
+    """A picture, or one frame of a video. Raises ValueError if its time is none that can be written."""
 
     data: bytes  # encoded image file
     timestamp: float | None = None  # seconds from the start of its video
+
+    def __post_init__(self) -> None:
+        if self.timestamp is not None and not math.isfinite(self.timestamp * 100):  # hundredths are written
+            raise ValueError(f"a frame at {self.timestamp} seconds")
 
 
 Span = Text | Image

@@ -391,6 +391,37 @@ def test_forms(tmp_path):
         assert spans(source("json", tmp_path / f"{form}.jsonl", tmp_path, form=form)) == reasons[form], form
 
 
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_image_paths_that_no_file_can_have(tmp_path, kind):
+    records = [{"image": "a\0.png", "text": "x"}, {"image": "a\ud800.png", "text": "x"}]
+    if kind == "json":
+        (tmp_path / "x.json").write_text(json.dumps(records))
+    else:
+        pq.write_table(pa.Table.from_pylist(records[:1]), tmp_path / "x.parquet")
+    opened = source(kind, tmp_path, tmp_path, image_root=str(tmp_path))
+    assert set(spans(opened)) == {"missing_image"}
+    with pytest.raises(Reject) as rejected:
+        opened.example(len(opened) - 1)
+    rejected.value.args[0].encode()  # can be printed
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        '"timestamps": [0, NaN]',
+        '"timestamps": [0, -Infinity]',
+        '"timestamps": [0, 1e307]',
+        f'"timestamps": [0, {10**400}]',
+        f'"timestamps": ["0", "{10**400}"]',
+        '"fps": 1e-320',
+    ],
+)
+def test_times_of_frames_that_are_none(tmp_path, times):
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "x.json").write_text(f'[{{"images": ["a.png", "a.png"], "caption": "x", {times}}}]')
+    assert spans(source("json", tmp_path, tmp_path, form="video")) == ["bad_record"]
+
+
 def test_video_frames_in_a_tar(tmp_path):
     members = {"v.1.jpg": png(2), "v.0.jpg": png(1), "v.10.jpg": png(3), "v.txt": b"a film"}
     members["v.json"] = json.dumps({"timestamps": [0, 1.5, 9]}).encode()
