@@ -72,11 +72,18 @@ def sniff(data: bytes) -> str:
     head = data[:12]
     if head[:4] == b"RIFF" and head[8:] == b"WEBP":
         return "WEBP"
-    if head[4:] in (b"ftypavif", b"ftypavis"):
-        return "AVIF"
+    if head[4:8] == b"ftyp":
+        return "AVIF" if _AVIF_BRANDS & _brands(data) else ""
     return next((name for magic, name in _MAGIC if head.startswith(magic)), "")
 
 
+def _brands(data: bytes) -> set[bytes]:
+    """The brand of a file of boxes, and those it is compatible with (ISO 14496-12, 4.3)."""
+    end = min(int.from_bytes(data[:4], "big"), len(data), 1024)  # no file has hundreds of them
+    return {data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))}
+
+
+_AVIF_BRANDS = {b"avif", b"avis"}
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),

@@ -170,6 +170,19 @@ def test_not_an_image(data):
     assert reason(data) == "not_image"
 
 
+@pytest.mark.parametrize("brand", [b"mif1", b"msf1"])
+def test_avif_by_the_brands_it_is_compatible_with(brand):
+    data = encode(np.full((48, 64, 3), 200, np.uint8), "AVIF")
+    box, rest = data[: data[3]], data[data[3] :]
+    assert box[4:12] == b"ftypavif" and b"avif" in box[16:]
+    general = box[:8] + brand + box[12:]
+    np.testing.assert_array_equal(images.decode(general + rest), images.decode(data))
+    # HEIC; the brand only behind the box; the brand only as the version
+    for other in (general.replace(b"avif", b"heic"), general[:3] + b"\x10" + general[4:16] + b"avif"):
+        assert reason(other + rest) == "not_image"
+    assert images.sniff(b"\0\0\0\x14ftyp" + brand + b"avif" + b"heic") == ""
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # which pytest shows whatever images.py says
 @pytest.mark.parametrize("format_", images.FORMATS)
 def test_cut_off_and_damaged_images(format_):
