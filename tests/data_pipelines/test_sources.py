@@ -180,6 +180,37 @@ def test_hugging_face_image_structs(tmp_path):
     assert rooted.example(1).images == (Image(png(9)),)
 
 
+def test_parquet_values_that_python_has_not(tmp_path):
+    """They cost a record only where a form looks."""
+    no_text = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(np.array([0, 2, 3], np.int32)), pa.py_buffer(b"\xff\xfea")]
+    )
+    columns = {
+        "nanoseconds": pa.array([1, 0], pa.timestamp("ns")),
+        "far": pa.array([2**48, 0], pa.timestamp("s")),
+        "day": pa.array([2**30, 0], pa.date32()),
+        "no_text": no_text,
+        "text": ["a", "b"],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    for field, expected in {
+        "text": [(Text("a", supervised=True),), (Text("b", supervised=True),)],
+        "no_text": ["bad_text", (Text("a", supervised=True),)],
+        "nanoseconds": ["bad_record", "bad_record"],
+        "far": ["bad_record", "bad_record"],
+        "day": ["bad_record", "bad_record"],
+    }.items():
+        opened = source("parquet", tmp_path, tmp_path, form="text", text_fields=(field,))
+        assert spans(opened) == expected, field
+
+
+def test_a_json_column_beside_others(tmp_path):
+    columns = {"json": ['{"caption": "a"}', "{"], "far": pa.array([2**48, 0], pa.timestamp("s"))}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    expected = [(Text("a", supervised=True),), "bad_json"]
+    assert spans(source("parquet", tmp_path, tmp_path, form="text")) == expected
+
+
 def test_damaged_parquet_is_named(tmp_path):
     pq.write_table(pa.table({"jpg": [b"x"], "caption": ["y"]}), tmp_path / "a.parquet")
     data = (tmp_path / "a.parquet").read_bytes()
