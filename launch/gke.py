@@ -62,14 +62,16 @@ def check(job: Job) -> None:
     job_lib.check_workdir(job)
     if not job.image:
         raise UserError("--image: GKE runs containers; name the image that holds this repository")
-    suffixes = [f"-{_replicated_job(job)}-{_last_pod(job)}"]
-    if job.pathways:
-        suffixes = [f"-{pathways.HEAD}-0-0", f"-{pathways.WORKER}-{_last_pod(job)}"]
-    longest = _MAX_NAME - max(map(len, suffixes)) - _POD_SUFFIX
+    if job.pathways:  # the address of the head, a label of all pods, has the name twice
+        longest = (_MAX_NAME - len(f"-{pathways.HEAD}-0-0.")) // 2
+        why = "the label with the address of Pathways' head stays"
+    else:
+        longest = _MAX_NAME - len(f"-{_replicated_job(job)}-{_last_pod(job)}") - _POD_SUFFIX
+        why = f"the names of {job.target.num_hosts} pods stay"
     if len(job.name) > longest:
         raise UserError(
-            f"--name={job.name}: {len(job.name)} characters; at most {longest}, so that the names of "
-            f"{job.target.num_hosts} pods stay within {_MAX_NAME}"
+            f"--name={job.name}: {len(job.name)} characters; at most {longest}, so that {why} within "
+            f"{_MAX_NAME}"
         )
     if job.capacity == "flex_start":
         if not job.queue:

@@ -67,6 +67,13 @@ def _names(manifest: Manifest, names: list[str]) -> Iterator[str]:
         pod = f"{name}-{replicated['name']}-{last_job}-{last_pod}{_POD_SUFFIX}"
         if len(pod) > _MAX_NAME:
             yield f"pods would be called {pod}, which is longer than {_MAX_NAME}; shorten --name"
+    if coordinator := manifest["spec"].get("coordinator"):
+        pod = f"-{coordinator['replicatedJob']}-0-0."
+        if 2 * len(name) + len(pod) > _MAX_NAME:
+            yield (
+                f"all pods would have the coordinator {name}{pod}{name} as a label, which is longer than "
+                f"{_MAX_NAME}; shorten --name to {(_MAX_NAME - len(pod)) // 2}"
+            )
 
 
 def _policies(spec: Manifest, names: list[str]) -> Iterator[str]:

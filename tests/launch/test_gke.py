@@ -1,6 +1,7 @@
 """JobSets: the schema against another reading of JobSet's API, and what each rule catches."""
 
 import copy
+import dataclasses
 import typing
 
 import jsonschema
@@ -237,6 +238,16 @@ def test_what_the_user_wrote_is_not_expanded():
     ][0]
     assert container["command"][-1] == "--config.name=$$(HOME)"
     assert {"name": "A", "value": "$$(B)"} in container["env"]
+
+
+def test_the_address_of_pathways_head_is_a_label():
+    """JobSet refuses one of more than 63 characters; the longest name fits exactly."""
+    job = CASES["gke_v5p_4x4x4_x2_pathways.yaml"]
+    for length, fits in ((22, True), (23, False)):
+        manifest = gke.manifest(dataclasses.replace(job, name="n" * length))
+        problems = list(rules.problems(manifest, job))
+        assert fits == (problems == []) == (len(f"{'n' * length}-pathways-head-0-0.{'n' * length}") <= 63)
+    assert len(problems) == 1 and problems[0].endswith("longer than 63; shorten --name to 22")
 
 
 def test_pathways_gives_the_program_a_proxy():

@@ -194,6 +194,10 @@ GKE = ["--backend=gke", "--topology=v5p:4x4x4", "--image=I", "--name=n"]
             [*GKE, f"--name={'n' * 60}"],
             "60 characters; at most 46, so that the names of 16 pods stay within 63",
         ),
+        (
+            [*GKE, "--pathways=gs://b", f"--name={'n' * 23}"],
+            "23 characters; at most 22, so that the label with the address of Pathways' head stays within 63",
+        ),
         ([*GKE, "--image="], "--image: GKE runs containers"),
         ([*GKE, "--capacity=flex_start"], "--capacity=flex_start: needs --queue=NAME"),
         ([*GKE, "--capacity=flex_start", "--queue=q", "--hours=200"], "for 168 hours at most"),
