@@ -127,7 +127,7 @@ def _job_flags() -> argparse.ArgumentParser:
         "--mount",
         action="append",
         default=[],
-        help="gs://BUCKET:/PATH, pvc://CLAIM:/PATH or /FOLDER:/PATH; repeat",
+        help="gs://BUCKET[/FOLDER]:/PATH, pvc://CLAIM:/PATH or /FOLDER:/PATH; repeat",
     )
     job.add_argument("--env", action="append", default=[], help="NAME=VALUE for every process; repeat")
     job.add_argument("--flags", default="default", help=f"group of XLA flags: {', '.join(flags.GROUPS)}")

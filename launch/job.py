@@ -30,7 +30,7 @@ _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 @dataclasses.dataclass(frozen=True)
 class Mount:
-    """A folder of every machine's container: gs://BUCKET, pvc://CLAIM, or a path on the machine."""
+    """A folder of every machine's container: gs://BUCKET[/FOLDER], pvc://CLAIM, or a path on the machine."""
 
     source: str
     path: str
@@ -44,7 +44,13 @@ class Mount:
     @property
     def name(self) -> str:
         """Of the bucket, the claim, or the path on the machine."""
-        return self.source.partition("://")[2] or self.source
+        rest = self.source.partition("://")[2] or self.source
+        return rest.partition("/")[0] if self.kind == "gs" else rest
+
+    @property
+    def folder(self) -> str:
+        """Of the bucket, the only one that is mounted; "" = all of it."""
+        return self.source.partition("://")[2].partition("/")[2].strip("/") if self.kind == "gs" else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +123,21 @@ def target_of(topology: str, num_slices: int) -> Target:
 
 
 def parse_mount(text: str) -> Mount:
-    """ "gs://bucket:/data", "pvc://claim:/data" or "/folder:/data". Raises UserError."""
+    """ "gs://bucket:/data", "gs://bucket/folder:/data", "pvc://claim:/data" or "/folder:/data".
+
+    Raises:
+        UserError: it is none of these.
+    """
     source, _, path = text.rpartition(":")
     mount = Mount(source, path)
     if mount.kind not in ("gs", "pvc", "host") or not mount.name.strip("/") or not path.startswith("/"):
         raise UserError(f"--mount={text}: write gs://BUCKET:/PATH, pvc://CLAIM:/PATH or /FOLDER:/PATH")
+    if mount.kind == "gs" and re.search(r"[\s,:]", mount.name + mount.folder):
+        raise UserError(
+            f"--mount={text}: a bucket's folder is mounted only without spaces, commas and colons"
+        )
+    if mount.kind == "pvc" and "/" in mount.name:
+        raise UserError(f"--mount={text}: a claim is mounted as a whole; write pvc://CLAIM:/PATH")
     if mount.kind == "host" and not source.startswith("/"):
         raise UserError(f"--mount={text}: {source!r} is no absolute path on the machines")
     return mount

@@ -100,7 +100,7 @@ def _source(mount: Mount) -> Manifest:
     if mount.kind == "gs":
         attributes = {
             "bucketName": mount.name,
-            "mountOptions": "implicit-dirs",
+            "mountOptions": "implicit-dirs" + (f",only-dir={mount.folder}" if mount.folder else ""),
             "hostNetworkPodKSA": "true",  # identity of the pod, although it is on the host's network
         }
         return {"csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}}

@@ -153,10 +153,9 @@ def _prepare(job: Job) -> list[str]:
     for i, mount in buckets:
         path = _host_path(i)
         made = f"sudo mkdir -p {path}"
-        commands.append(
-            f"{made} && {{ mountpoint -q {path} || "
-            f"sudo gcsfuse --implicit-dirs -o allow_other {shlex.quote(mount.name)} {path}; }}"
-        )
+        folder = ["--only-dir", mount.folder] if mount.folder else []
+        mounted = ["sudo", "gcsfuse", "--implicit-dirs", *folder, "-o", "allow_other", mount.name, path]
+        commands.append(f"{made} && {{ mountpoint -q {path} || {shlex.join(mounted)}; }}")
     return commands
 
 

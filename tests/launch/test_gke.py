@@ -10,6 +10,7 @@ import yaml
 from kubeflow_trainer_api import models
 
 from launch import crd, gke, rules
+from launch.job import parse_mount
 from neo_jax.errors import UserError
 from tests.launch import jobs
 
@@ -228,6 +229,23 @@ def test_the_rules_catch(path, value, message):
     _set(path, value)(manifest)
     with pytest.raises(UserError, match=message):
         rules.check_jobset(manifest, job)
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("gs://b", "implicit-dirs"),
+        ("gs://b/", "implicit-dirs"),
+        ("gs://b/runs/x/", "implicit-dirs,only-dir=runs/x"),
+    ],
+)
+def test_a_folder_of_a_bucket_is_an_option_of_the_mount(source, options):
+    job = jobs.job("v6e:2x2", mounts=(parse_mount(f"{source}:/workdir"),))
+    manifest = gke.manifest(job)
+    rules.check_jobset(manifest, job)
+    _, volume = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["volumes"]
+    attributes = volume["csi"]["volumeAttributes"]
+    assert (attributes["bucketName"], attributes["mountOptions"]) == ("b", options)
 
 
 def test_what_the_user_wrote_is_not_expanded():

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from launch import slurm, tpu_vm, validate
+from launch.job import parse_mount
 from neo_jax.errors import UserError
 from tests.launch import jobs
 from tests.launch.fakes import Commands
@@ -144,6 +145,21 @@ def test_the_remote_command_runs_the_container(commands):
     assert docker == tpu_vm.container(SPOT)
     assert docker[-len(SPOT.command()) :] == SPOT.command()
     assert "--volume=/mnt/neo_jax/0:/workdir" in docker and "--env=NEO_JAX_NUM_PROCESSES=8" in docker
+
+
+@pytest.mark.parametrize(
+    ("source", "folder"),
+    [("gs://b", []), ("gs://b/", []), ("gs://b/my_runs/x/", ["--only-dir", "my_runs/x"])],
+)
+def test_a_bucket_is_mounted_on_the_host(source, folder, commands):
+    commands.add("sudo")
+    commands.add("gcsfuse")
+    commands.add("mountpoint", {"/mnt": (1, "")})
+    job = jobs.dataclasses.replace(SPOT, mounts=(parse_mount(f"{source}:/workdir"),))
+    bash(tpu_vm.run(job)[0][7].removeprefix("--command="), commands)
+    assert [argv[2:] for argv in commands.argvs if argv[:2] == ["sudo", "gcsfuse"]] == [
+        ["--implicit-dirs", *folder, "-o", "allow_other", "b", "/mnt/neo_jax/0"]
+    ]
 
 
 @pytest.mark.parametrize(
