@@ -14,6 +14,7 @@ from launch.job import FATAL_EXIT_CODES, Job, Run
 from neo_jax.errors import UserError
 
 _GCLOUD = ("gcloud", "compute", "tpus")
+_GCLOUD_ALPHA = ("gcloud", "alpha", "compute", "tpus")  # which alone can name a reservation
 _POLL_S = 30
 
 _INSTALL_GCSFUSE = (
@@ -102,9 +103,9 @@ def create(job: Job) -> list[str]:
         if one
         else [f"--node-count={job.target.num_slices}", f"--node-prefix={job.name}"]
     )
-    capacity = {"spot": ["--spot"], "reservation": ["--reserved"]}.get(job.capacity, [])
+    capacity = {"spot": ["--spot"], "reservation": [f"--reservation={job.reservation}"]}.get(job.capacity, [])
     return [
-        *(*_GCLOUD, "queued-resources", "create", job.name),
+        *(*(_GCLOUD_ALPHA if job.reservation else _GCLOUD), "queued-resources", "create", job.name),
         *nodes,
         f"--accelerator-type={job.target.slice.vm_type}",
         f"--runtime-version={job.target.slice.chip.vm_runtime}",

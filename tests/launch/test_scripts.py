@@ -120,9 +120,10 @@ def test_commands_of_a_tpu_vm():
         [*prefix, "tpu-vm", "ssh", f"neo-9b-{i}"] for i in (0, 1)
     ]
     reserved = tpu_vm.create(CASES["tpu_vm_v5p_4x4x4_reserved.sh"][1])
-    assert reserved[5:] == [
+    assert reserved == [
+        *("gcloud", "alpha", "compute", "tpus", "queued-resources", "create"),
         *("neo-9b", "--node-id=neo-9b", "--accelerator-type=v5p-128", "--runtime-version=v2-alpha-tpuv5"),
-        *("--reserved", "--zone=us-east5-a", "--project=lab"),
+        *("--reservation=res-1", "--zone=us-east5-a", "--project=lab"),
     ]
     for name in ("tpu_vm_v6e_4x4_x2_spot.sh", "tpu_vm_v5p_4x4x4_reserved.sh"):
         job = CASES[name][1]

@@ -9,7 +9,7 @@ trap 'give_back; exit 130' INT TERM
 {  # a group is read as a whole: no command can take the rest of the script from stdin
   for attempt in $(seq 0 20); do
     echo "attempt $attempt" | tee "$log"
-    gcloud compute tpus queued-resources create neo-9b --node-id=neo-9b --accelerator-type=v5p-128 --runtime-version=v2-alpha-tpuv5 --reserved --zone=us-east5-a --project=lab || exit 1
+    gcloud alpha compute tpus queued-resources create neo-9b --node-id=neo-9b --accelerator-type=v5p-128 --runtime-version=v2-alpha-tpuv5 --reservation=res-1 --zone=us-east5-a --project=lab || exit 1
     while true; do
       state=$(gcloud compute tpus queued-resources describe neo-9b '--format=value(state.state)' --zone=us-east5-a --project=lab)
       case "$state" in
