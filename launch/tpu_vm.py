@@ -78,6 +78,8 @@ def check(job: Job) -> None:
     job_lib.check(job)
     if job.target.slice.chip.platform != "tpu":
         raise UserError(f"--backend=tpu_vm: {job.target.name} is no TPU; use --backend=gke or slurm for GPUs")
+    if not job.target.slice.chip.vm_runtime:
+        raise UserError(f"--backend=tpu_vm: there are no TPU VMs of {job.target.name}; use --backend=gke")
     if not job.image:
         raise UserError("--image: TPU VMs run a container; name the image that holds this repository")
     if not job.zone:

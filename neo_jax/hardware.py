@@ -39,7 +39,7 @@ class Chip:
     max_chips: int = 0  # of a 3-D torus: the largest slice that is offered
     slice_name: str = ""  # accelerator type of a TPU VM, before the number: v5litepod-16
     counts_cores: bool = False  # that number counts cores, two per chip: v5p-128 is 64 chips
-    vm_runtime: str = ""  # software version of a TPU VM
+    vm_runtime: str = ""  # software version of a TPU VM; empty = the Cloud TPU API has no such VMs
     topology_prefix: str = ""  # of jax.experimental.topologies
     device_kind: str = ""  # what jax.Device.device_kind says, for the meter of a running job
 
@@ -125,7 +125,6 @@ CHIPS = {
             counts_cores=True,
             max_chips=9216,
             slice_name="tpu7x",
-            vm_runtime="v2-alpha-tpu7-ubuntu2404",
             topology_prefix="tpu7x",
             device_kind="TPU7x",
         ),

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from launch import slurm, tpu_vm, validate
-from launch.job import parse_mount
+from launch.job import parse_mount, target_of
 from neo_jax.errors import UserError
 from tests.launch import jobs
 from tests.launch.fakes import Commands
@@ -203,6 +203,11 @@ def test_a_tpu_vm_is_asked_for_again(states, logs, code, attempts, commands):
         (slurm, {"workdir": "runs/x"}, "--workdir=runs/x: lies in no mount"),
         (slurm, {"zone": "z"}, "--zone: the slurm backend has no such thing"),
         (tpu_vm, {"target": SLURM.target}, "--backend=tpu_vm: h100:8 x 8 is no TPU"),
+        (
+            tpu_vm,
+            {"target": target_of("tpu7x:2x2x1", 1)},
+            "--backend=tpu_vm: there are no TPU VMs of tpu7x:2x2x1; use --backend=gke",
+        ),
         (tpu_vm, {"zone": ""}, "--zone: name the zone"),
         (tpu_vm, {"image": ""}, "--image: TPU VMs run a container"),
         (tpu_vm, {"mounts": jobs.CLAIM}, "TPU VMs have no claims"),
