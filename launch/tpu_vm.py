@@ -4,7 +4,8 @@ The text is a script that waits for the machines, runs the container on each, an
 are taken away (spot) or fail it asks for new ones, `max_restarts` times. Every command it runs is an argv
 list of this module. JAX finds the processes by the metadata server of the machines.
 
-ssh loses the exit codes of several machines, so each prints its own as "neo_jax exit N" at the end.
+ssh loses the exit codes of several machines, so each prints its own as "neo_jax exit N" at the end. Docker's
+own codes, of an image that is wrong or may not be pulled, end the run like those of FATAL_EXIT_CODES.
 """
 
 import shlex
@@ -16,6 +17,8 @@ from neo_jax.errors import UserError
 _GCLOUD = ("gcloud", "compute", "tpus")
 _GCLOUD_ALPHA = ("gcloud", "alpha", "compute", "tpus")  # which alone can name a reservation
 _POLL_S = 30
+_MAX_UNKNOWN = 10  # times in a row that gcloud may fail to tell the state: deleted, or the login is over
+_DOCKER_EXIT_CODES = (125, 126, 127)  # of `docker run` when the command did not start
 
 _INSTALL_GCSFUSE = (
     "command -v gcsfuse >/dev/null || { "
@@ -35,7 +38,7 @@ def render(job: Job) -> str:
     """
     check(job)
     runs = [f'{shlex.join(argv)} 2>&1 | tee -a "$log" &' for argv in run(job)]
-    fatal = "|".join(map(str, sorted(FATAL_EXIT_CODES)))
+    fatal = "|".join(map(str, (*sorted(FATAL_EXIT_CODES), *_DOCKER_EXIT_CODES)))
     return f"""\
 #!/bin/bash
 # {job.name} on {job.target.name}: {job.target.num_slices} x {job.target.slice.vm_type}
@@ -49,8 +52,14 @@ trap 'give_back; exit 130' INT TERM
   for attempt in $(seq 0 {job.max_restarts}); do
     echo "attempt $attempt" | tee "$log"
     {shlex.join(create(job))} || exit 1
+    unknown=0
     while true; do
-      state=$({shlex.join(describe(job))})
+      if state=$({shlex.join(describe(job))}); then unknown=0; else unknown=$((unknown + 1)); fi
+      if [ "$unknown" = {_MAX_UNKNOWN} ]; then
+        echo "gave up: gcloud failed {_MAX_UNKNOWN} times in a row to tell the state of {job.name}" >&2
+        give_back
+        exit 1
+      fi
       case "$state" in
         ACTIVE|FAILED|SUSPENDED|SUSPENDING) break ;;
       esac
@@ -123,7 +132,8 @@ def describe(job: Job) -> list[str]:
 
 def run(job: Job) -> list[list[str]]:
     """Runs the container on all machines of a slice until it ends: one command per slice."""
-    remote = " && ".join([*_prepare(job), f"{{ {shlex.join(container(job))}; echo neo_jax exit $?; }}"])
+    steps = [*_prepare(job), f"{shlex.join(container(job))}; echo neo_jax exit $?"]
+    remote = " && ".join(f"{{ {step}; }}" for step in steps)
     return [
         [*_GCLOUD, "tpu-vm", "ssh", node, "--worker=all", f"--command={remote}", *_where(job)]
         for node in _nodes(job)

@@ -171,6 +171,7 @@ def test_a_bucket_is_mounted_on_the_host(source, folder, commands):
         (["SUSPENDED", "ACTIVE"], ["neo_jax exit 0\n" * 4], 0, 2),  # spot machines were taken away
         (["ACTIVE"], ["neo_jax exit 3\n" * 4, "neo_jax exit 0\n" * 4], 0, 2),
         (["FAILED"], [""], 1, 3),  # at most two restarts
+        (["ACTIVE"], ["docker: manifest unknown\nneo_jax exit 125\n" * 4], 1, 1),  # there is no such image
     ],
 )
 def test_a_tpu_vm_is_asked_for_again(states, logs, code, attempts, commands):
@@ -187,6 +188,26 @@ def test_a_tpu_vm_is_asked_for_again(states, logs, code, attempts, commands):
     assert sum("create" in argv for argv in commands.argvs) == attempts
     assert sum("delete" in argv for argv in commands.argvs) == attempts
     assert tpu_vm.create(job) in commands.argvs and tpu_vm.delete(job) in commands.argvs
+
+
+def test_a_tpu_vm_that_nobody_knows_is_given_up(commands):
+    """Deleted from outside, or the login is over: it is not waited for for ever, and is given back."""
+    commands.add("sleep")
+    commands.add("gcloud", {"describe": (1, "")})
+    done = bash(tpu_vm.render(SPOT), commands)
+    assert done.returncode == 1
+    assert "gave up: gcloud failed 10 times in a row to tell the state of neo-9b" in done.stderr
+    gcloud = [argv for argv in commands.argvs if argv[0] == "gcloud"]
+    assert gcloud == [tpu_vm.create(SPOT), *[tpu_vm.describe(SPOT)] * 10, tpu_vm.delete(SPOT)]
+
+
+def test_a_failed_login_to_the_registry_ends_the_remote_command(commands):
+    """It is not what installs gcsfuse, and no container is started without it."""
+    commands.add("sudo", {"gcloud auth": (1, "")})
+    job = jobs.dataclasses.replace(SPOT, image="us-docker.pkg.dev/p/r/neo_jax:1")
+    done = bash(tpu_vm.run(job)[0][7].removeprefix("--command="), commands)
+    assert done.returncode == 1 and "neo_jax exit" not in done.stdout
+    assert [argv[1:4] for argv in commands.argvs] == [["gcloud", "auth", "configure-docker"]]
 
 
 @pytest.mark.parametrize(
