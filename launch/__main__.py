@@ -103,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--skip_preflight", action="store_true", help="do not compile the train step, which takes minutes"
         )
-    submitted.add_argument("--dry_run", action="store_true", help="show what would be submitted, and to what")
+    submitted.add_argument(
+        *("--dry_run", "--dry-run"), action="store_true", help="show what would be submitted, and to what"
+    )
     run = commands.add_parser("status", help="ask the cluster where a run stands")
     run.add_argument("--backend", required=True, choices=BACKENDS)
     run.add_argument("--name", required=True, help="of the run in the cluster")
