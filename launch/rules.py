@@ -4,6 +4,7 @@ JobSet's webhook and the CRD's own CEL rules check part of it, in the cluster; h
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from launch.pods import CONTAINER, Manifest
 from neo_jax.errors import UserError
 
 _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # RFC 1035
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _RULE_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
 _MAX_NAME = 63
 _POD_SUFFIX = "-abcde"
@@ -59,6 +62,9 @@ def _names(manifest: Manifest, names: list[str]) -> Iterator[str]:
     for part in (name, *names):
         if not _DNS_LABEL.fullmatch(part):
             yield f"{part!r} is no DNS label: lower-case letters, digits and '-', starting with a letter"
+    if not _NAMESPACE.fullmatch(namespace := manifest["metadata"].get("namespace", "default")):
+        yield f"namespace {namespace!r}: must be 1 to 63 lower-case letters, digits and, between them, '-'"
+    yield from _labels("", manifest["metadata"].get("labels", {}))
     if len(set(names)) < len(names):
         yield f"two replicated jobs share a name: {', '.join(names)}"
     for replicated in manifest["spec"]["replicatedJobs"]:
@@ -73,6 +79,15 @@ def _names(manifest: Manifest, names: list[str]) -> Iterator[str]:
             yield (
                 f"all pods would have the coordinator {name}{pod}{name} as a label, which is longer than "
                 f"{_MAX_NAME}; shorten --name to {(_MAX_NAME - len(pod)) // 2}"
+            )
+
+
+def _labels(here: str, labels: dict[str, str]) -> Iterator[str]:
+    for name, value in labels.items():
+        if not _LABEL_VALUE.fullmatch(value):
+            yield (
+                f"{here}label {name} is {value!r}: must be at most 63 letters, digits and, between them, "
+                "'-', '_' and '.'"
             )
 
 
@@ -127,11 +142,15 @@ def _job(replicated: Manifest) -> Iterator[str]:
 
 def _pod(replicated: Manifest) -> Iterator[str]:
     here, pod = replicated["name"], replicated["template"]["spec"]["template"]["spec"]
+    yield from _labels(f"{here}: node ", pod.get("nodeSelector", {}))
     volumes = [volume["name"] for volume in pod.get("volumes", ())]
     used: set[str] = set()
     for container in (*pod["containers"], *pod.get("initContainers", ())):
         mounts = container.get("volumeMounts", ())
         used.update(mount["name"] for mount in mounts)
+        for path, count in Counter(mount["mountPath"].rstrip("/") for mount in mounts).items():
+            if count > 1:
+                yield f"{here}: {container['name']} mounts {count} volumes at {path}; give each its own path"
         for mount in mounts:
             if mount["name"] not in volumes:
                 yield f"{here}: {container['name']} mounts volume {mount['name']!r}, which the pod lacks"

@@ -202,6 +202,23 @@ def test_the_schema_catches(path, value, message):
         ((*POD, "volumes", 0), None, "mounts volume 'shm', which the pod lacks"),
         ((*FIRST, "volumeMounts", 0, "mountPath"), "/tmp", "needs memory mounted at /dev/shm"),
         ((*FIRST, "volumeMounts", 1), None, "nothing mounts volume 'mount-0'"),
+        (
+            (*FIRST, "volumeMounts", 1, "mountPath"),
+            "/dev/shm/",
+            "slice: train mounts 2 volumes at /dev/shm; give each its own path",
+        ),
+        (("metadata", "namespace"), "Bad_NS", "namespace 'Bad_NS': must be 1 to 63 lower-case letters"),
+        (("metadata", "namespace"), "n" * 64, "must be 1 to 63 lower-case letters"),
+        (
+            ("metadata", "labels"),
+            {"kueue.x-k8s.io/queue-name": "Bad_Queue!"},
+            "label kueue.x-k8s.io/queue-name is 'Bad_Queue!': must be at most 63 letters, digits",
+        ),
+        (
+            (*POD, "nodeSelector", "cloud.google.com/reservation-name"),
+            "projects/p/reservations/r",
+            "slice: node label cloud.google.com/reservation-name is 'projects/p/reservations/r': must be",
+        ),
         ((*FIRST, "command"), ["bash", "-c", "x"], "a shell is process 1"),
         ((*POD, "dnsPolicy"), None, "need dnsPolicy ClusterFirstWithHostNet"),
         ((*POD, "terminationGracePeriodSeconds"), 5, "must be at least 30"),

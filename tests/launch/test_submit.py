@@ -89,6 +89,20 @@ def test_this_machine_is_a_cluster_too(commands, tmp_path, monkeypatch):
         run("render", "local", "--queue=q")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mount=gs://b:/dev/shm", "--workdir=/dev/shm/x"], "train mounts 2 volumes at /dev/shm"),
+        (["--queue=Bad_Queue!"], "label kueue.x-k8s.io/queue-name is 'Bad_Queue!'"),
+        (["--namespace=Bad_NS"], "namespace 'Bad_NS'"),
+    ],
+)
+def test_what_the_api_server_would_refuse_is_not_valid(flags, message):
+    with pytest.raises(UserError, match=message) as caught:
+        run("validate", "gke", "--skip_preflight", *flags)
+    assert "\n" not in str(caught.value)
+
+
 def test_what_is_wrong_is_not_submitted(commands):
     with pytest.raises(UserError, match="--max_restarts=-1"):
         run("submit", "gke", "--skip_preflight", "--max_restarts=-1")
