@@ -278,6 +278,20 @@ def parse(text: str) -> Slice:
     return Slice(chip, tuple(map(int, shape_text.split("x"))))
 
 
+def check_hosts(found: Slice) -> None:
+    """Checks that a TPU slice is made of whole hosts: its compiler asks no more of a shape.
+
+    Raises:
+        UserError: it is not; the message gives the rule.
+    """
+    sizes = found.shape[:2]
+    if 1 not in sizes and any(size % 2 for size in sizes):  # one host may be a line of chips
+        raise UserError(
+            f"topology {found.name}: hosts have 2x2 chips, so the first two sizes must be even, such as "
+            f"{found.chip.name}:{'x'.join(['4'] * len(found.shape))}"
+        )
+
+
 def check_offered(found: Slice) -> None:
     """Checks that the slice is one that can be rented: Google Cloud's list of topologies, hosts of 8 GPUs.
 

@@ -22,6 +22,9 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+# Any machine will do: programs do not depend on it, but libtpu complains on stderr if it finds none.
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 from ml_collections import FrozenConfigDict
 
@@ -70,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
     target = Target(hardware.parse(args.topology), args.num_slices)
     if target.slice.chip.platform != "tpu":
         raise UserError(f"--topology={args.topology}: only TPU programs can be compiled without the device")
+    hardware.check_hosts(target.slice)
     config = config_lib.load(args.config, args.overrides)
     stage = _stage(config, args.stage)
     result = search.check(config, stage, target, args.document_tokens)

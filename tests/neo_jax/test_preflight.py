@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -234,7 +237,11 @@ def test_what_does_not_fit_says_what_would(faked, fits, told, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--topology=v5e:2x9"], "topology v5e:2x9"),
+        (
+            ["--topology=v5e:2x9"],
+            "v5e:2x9: hosts have 2x2 chips, so the first two sizes must be even, such as",
+        ),
+        (["--topology=v5p:3x4x4"], "topology v5p:3x4x4: hosts have 2x2 chips, .* such as v5p:4x4x4$"),
         (["--topology=v7:2x2"], "unknown generation 'v7'"),
         (["--topology=h100:8"], "only TPU programs"),
         (["--topology=v5e:2x2", "--stage=third"], "--stage=third: the config has"),
@@ -244,6 +251,18 @@ def test_what_does_not_fit_says_what_would(faked, fits, told, tmp_path, capsys):
 def test_bad_input_is_one_line(flags, message):
     with pytest.raises(UserError, match=message):
         command.main([f"--config={ROOT}/configs/neo_2b.py", *flags])
+
+
+def test_the_compiler_starts_in_silence():
+    """A mistake is the only line on stderr: libtpu does not miss the machine that is not there."""
+    start = "from neo_jax.preflight import __main__, program; from neo_jax.hardware import parse; "
+    start += "program.topologies.get_topology_desc(platform='tpu', topology_name=parse('v5e:2x2').topology)"
+    left_out = ("TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES", "XLA_FLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    run = subprocess.run(
+        [sys.executable, "-c", start], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_out_of_memory_is_read_from_the_compiler():
