@@ -86,7 +86,12 @@ def _parser() -> argparse.ArgumentParser:
         "--form", default="caption", choices=sorted(FORMS), help="how fields become documents"
     )
     general.add_argument("--split", default="train", help="of inputs that have splits (default: train)")
-    general.add_argument("--num_shards", type=int, help="output shards per split and source")
+    general.add_argument(
+        "--num_shards",
+        type=_at_least_one,
+        help="output shards per split and source (default: the recipe's, or one per 512 MB of input); "
+        "a worker sorts a shard in memory",
+    )
     general.add_argument("--holdout", type=float, help='share of documents for the split "val"')
     general.add_argument("--tokenizer", help="tokenizer.json, or the vocabulary size of one to train")
     general.add_argument(
@@ -97,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     general.add_argument(
         "--runner", default="local", help=f"local (default), beam, or a runner of Beam: {BEAM_RUNNERS}"
     )
-    general.add_argument("--workers", type=int, help="processes of the local runner (default: one per core)")
+    general.add_argument(
+        "--workers", type=_at_least_one, help="processes of the local runner (default: one per core)"
+    )
     quickstart = parser.add_argument_group("recipe quickstart")
     quickstart.add_argument(
         "--locales", default="en", help="caption languages, comma-separated (default: en)"
@@ -105,6 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     quickstart.add_argument("--image_size", default=128, type=int, help="pixels per side (default: 128)")
     quickstart.add_argument("--vocab_size", default=2048, type=int, help="size of the BPE (default: 2048)")
     return parser
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be a whole number, at least 1")
+    return int(text)
 
 
 if __name__ == "__main__":

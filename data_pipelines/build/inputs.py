@@ -87,6 +87,11 @@ def identity(inputs: Sequence[Options]) -> dict[str, str]:
     return {options.name: _open(options).identity for options in inputs}
 
 
+def num_bytes(inputs: Sequence[Options]) -> int:
+    """About how much memory the documents of every input take together."""
+    return sum(_open(options).num_bytes for options in inputs)
+
+
 @functools.lru_cache(maxsize=8)
 def _open(options: Options) -> Source:
     return open_source(options)

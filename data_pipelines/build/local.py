@@ -5,7 +5,8 @@
     write    per output shard: its records, from the ingest files -> the shard
 
 A build that was killed skips what has its marker. A process holds the index of an input shard or the records
-of an output shard in memory, however many there are; only what was rejected is held as a whole (state.py).
+of an output shard in memory, however many there are (`Recipe.num_shards` keeps these small); only what was
+rejected is held as a whole (state.py).
 """
 
 import concurrent.futures
@@ -30,6 +31,8 @@ from data_pipelines.build.recipe import Recipe
 from data_pipelines.build.store import WORK, Store
 from data_pipelines.build.write import write_target
 from data_pipelines.records import from_bytes, to_bytes
+
+_READ_AT_ONCE = 16  # records, which are in memory twice until they are taken apart
 
 
 def run(recipe: Recipe, input_shards: Sequence[InputShard], store: Store, workers: int) -> None:
@@ -101,9 +104,11 @@ def _read_kept(store: Store, positions: Sequence[Position]) -> Iterator[Kept]:
     for number, group in itertools.groupby(positions, key=lambda position: position.shard):
         places = list(group)
         reader = array_record_module.ArrayRecordReader(store.path(_ingest_name(number)))
-        found = reader.read([place.position for place in places])
-        for place, record in zip(places, found, strict=True):
-            yield Kept((number, place.record), from_bytes(record))
+        for start in range(0, len(places), _READ_AT_ONCE):
+            some = places[start : start + _READ_AT_ONCE]
+            found = reader.read([place.position for place in some])
+            for place, record in zip(some, found, strict=True):
+                yield Kept((number, place.record), from_bytes(record))
         reader.close()
 
 

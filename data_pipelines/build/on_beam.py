@@ -7,6 +7,7 @@ Beam groups and shuffles, which may be more than memory holds; the files that it
 Output shards that have their marker are neither shuffled nor written again.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -160,7 +161,8 @@ def _write_dedup(group: tuple[int, Iterable[Any]], url: str) -> None:
 def _ordered(record: _Record, recipe: Recipe) -> tuple[bytes, Place, bytes]:
     place, data = record
     example = from_bytes(data)
-    return flow.order_of(recipe, example.source, example.id), place, data
+    words = dataclasses.replace(example, spans=example.texts)  # the sample is in one worker's memory
+    return flow.order_of(recipe, example.source, example.id), place, to_bytes(words)
 
 
 def _make_tokenizer(sample: list[tuple[bytes, Place, bytes]], recipe: Recipe, url: str) -> str:

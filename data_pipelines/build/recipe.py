@@ -24,7 +24,7 @@ class Recipe:
             `tokenizer_documents` of the kept documents.
         tokenizer_documents: how many, drawn like everything else by hash.
         num_shards: output shards per split (and source, for `Examples`). A shard is sorted in memory: choose
-            so many that each stays below a gigabyte.
+            so many that each stays below a gigabyte; 0 = one per 512 MB of input.
         holdout: share of documents that goes to the split "val"; the others are "train".
         seed: of shuffle and holdout.
         version: raise it when the same fields would give other bytes.
@@ -36,14 +36,14 @@ class Recipe:
     output: Form = Examples()  # noqa: RUF009, a frozen value
     tokenizer: str | int = 2048
     tokenizer_documents: int = 20_000
-    num_shards: int = 1
+    num_shards: int = 0
     holdout: float = 0.0
     seed: int = 0
     version: int = 1
 
     def __post_init__(self) -> None:
-        if self.num_shards < 1 or not 0 <= self.holdout < 1:
-            raise DataError(f"recipe {self.name}: num_shards >= 1 and 0 <= holdout < 1 must hold")
+        if self.num_shards < 0 or not 0 <= self.holdout < 1:
+            raise DataError(f"recipe {self.name}: num_shards >= 0 and 0 <= holdout < 1 must hold")
 
     def describe(self) -> dict[str, Any]:
         """The recipe as JSON values: fields, with the class's name for each stage and rule."""

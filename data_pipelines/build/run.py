@@ -1,5 +1,6 @@
 """A build from input to manifest, on either engine."""
 
+import dataclasses
 import fcntl
 import hashlib
 import os
@@ -17,6 +18,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.sources import Options
 
 RUNNERS = ("local", "beam")
+SHARD_BYTES = 512_000_000  # of input to an output shard, which is sorted in memory
 
 
 def run(
@@ -50,6 +52,8 @@ def run(
             f"{output}: the local runner writes to a local folder; use --runner=beam, or copy the folder"
         )
     shards = inputs.list_shards(sources)
+    if not recipe.num_shards:
+        recipe = dataclasses.replace(recipe, num_shards=_num_shards(store, sources))
     plan = {"recipe": recipe.describe(), "input": inputs.identity(sources)}
     recipe_hash = manifest.json_hash(plan)
     if store.exists(manifest.MANIFEST):
@@ -78,6 +82,17 @@ def run(
     rejected = sum(sum(part.values()) for part in made["rejects"].values())
     print(f"{rejected} rejected; built in {time.monotonic() - start:.0f} s", file=sys.stderr)
     return made
+
+
+def _num_shards(store: Store, sources: Sequence[Options]) -> int:
+    """As many as the build that is in the folder has, so that it goes on; else by the input's size."""
+    for name in (manifest.MANIFEST, state.PLAN):
+        if store.exists(name):
+            found = store.read_json(name)
+            begun = found.get("parameters", found).get("recipe")
+            if isinstance(begun, dict) and begun.get("num_shards"):
+                return begun["num_shards"]
+    return max(1, -(-inputs.num_bytes(sources) // SHARD_BYTES))
 
 
 def _manifest(

@@ -49,6 +49,10 @@ class ArrayRecordSource(Source):
             raise Reject("empty", "neither text nor image")
         return example
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.size for file in self._files)
+
     def _identity(self) -> list[int]:
         return [file.size for file in self._files]
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import forms
-from data_pipelines.errors import DataError
+from data_pipelines import forms, records
+from data_pipelines.errors import DataError, Reject
 from data_pipelines.schema import Example
+
+_SAMPLE = 100  # documents that are read to estimate the size of all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +104,18 @@ class Source:
     def fetch(self, path: str) -> bytes:
         """Reads an image that a record names by its path. Raises Reject("missing_image")."""
         raise NotImplementedError
+
+    @property
+    def num_bytes(self) -> int:
+        """About how much memory all documents take. Estimated from some of them where no file says it."""
+        sample = range(0, len(self), -(-len(self) // _SAMPLE))
+        return sum(map(self._document_bytes, sample)) * len(self) // len(sample)
+
+    def _document_bytes(self, index: int) -> int:
+        try:
+            return len(records.to_bytes(self.example(index)))
+        except Reject:
+            return 0
 
     @property
     def identity(self) -> str:

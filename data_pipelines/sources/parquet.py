@@ -24,21 +24,25 @@ class ParquetSource(Source):
     def _open(self) -> tuple[list[str], list[int]]:
         self._files = [files.File(url) for url in files.expand(self.options.path, (".parquet",))]
         self._cache: collections.OrderedDict[tuple[int, int], pa.Table] = collections.OrderedDict()
-        self._groups = [self._group_bounds(file) for file in self._files]
+        groups = [self._row_groups(file) for file in self._files]
+        self._groups: list[np.ndarray] = [
+            np.append(0, np.cumsum([rows for rows, _ in of])).astype(np.int64) for of in groups
+        ]
+        self._num_bytes = sum(size for of in groups for _, size in of)
         firsts = np.cumsum([0, *(groups[-1] for groups in self._groups)])
         parts = [groups[:-1] + first for groups, first in zip(self._groups, firsts, strict=False)]
         self.blocks = np.append(np.concatenate(parts), firsts[-1]).astype(np.int64)
         return names([file.url for file in self._files]), [int(groups[-1]) for groups in self._groups]
 
-    def _group_bounds(self, file: files.File) -> np.ndarray:
-        """First row of every row group with rows, then the number of rows."""
+    def _row_groups(self, file: files.File) -> list[tuple[int, int]]:
+        """Rows and bytes, not compressed, of every row group."""
         try:
             with file.open() as stream:
                 metadata = pq.ParquetFile(stream).metadata
-                counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+                groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+                return [(group.num_rows, group.total_byte_size) for group in groups]
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{file.url}: damaged, or not Parquet: {error}") from error
-        return np.append(0, np.cumsum(counts)).astype(np.int64)
 
     def _read(self, shard: int, record: int) -> forms.Fields:
         groups = self._groups[shard]
@@ -73,6 +77,10 @@ class ParquetSource(Source):
             return files.File(f"{self.options.image_root}/{path}").read()
         except DataError as error:
             raise Reject("missing_image", str(error)) from error
+
+    @property
+    def num_bytes(self) -> int:
+        return super().num_bytes if self.options.image_root else self._num_bytes
 
     def _identity(self) -> list[int]:
         return [file.size for file in self._files]

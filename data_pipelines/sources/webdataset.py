@@ -43,6 +43,10 @@ class WebDatasetSource(Source):
     def fetch(self, path: str) -> bytes:
         raise Reject("missing_image", f"{path} is not in the tar")
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.size for file in self._files)
+
     def _identity(self) -> list[int]:
         return [file.size for file in self._files]
 

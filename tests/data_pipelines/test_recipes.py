@@ -102,6 +102,30 @@ def test_both_engines_write_the_same_bytes_and_lose_nothing(corpus, tmp_path, re
 LEGACY = ("locales", "image_size", "vocab_size")
 
 
+def test_without_a_number_of_shards_each_holds_so_much_of_the_input(corpus, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(recipes.keep(), tokenizer=300)
+    assert run.run(recipe, [source(corpus)], str(tmp_path / "one"), workers=1)["shards"][0]["records"] == 71
+    size = sum(path.stat().st_size for path in corpus[0].iterdir())
+    monkeypatch.setattr(run, "SHARD_BYTES", size // 2 - 1)
+    run.run(recipe, [source(corpus)], str(tmp_path / "local"), workers=1)
+    run.run(recipe, [source(corpus)], str(tmp_path / "beam"), runner="beam", flags=["--runner=DirectRunner"])
+    given = dataclasses.replace(recipe, num_shards=3)
+    run.run(given, [source(corpus)], str(tmp_path / "given"), workers=1)
+    assert files(tmp_path / "local") == files(tmp_path / "beam") == files(tmp_path / "given")
+
+
+def test_a_build_goes_on_with_the_number_of_shards_it_began_with(corpus, tmp_path, monkeypatch):
+    recipe, output = dataclasses.replace(recipes.keep(), tokenizer=300), str(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.delattr(run, "_manifest")
+        with pytest.raises(NameError):
+            run.run(recipe, [source(corpus)], output, workers=1)
+    monkeypatch.setattr(inputs, "num_bytes", lambda _: 5 * run.SHARD_BYTES)  # of images that came since
+    first = run.run(recipe, [source(corpus)], output, workers=1)
+    assert len(first["shards"]) == 1
+    assert run.run(recipe, [source(corpus)], output, workers=1) == first, "it is built already"
+
+
 def test_the_order_depends_on_ids_and_seed_alone(corpus, tmp_path):
     """The same documents from three shards and from one come in the same order; another seed changes it."""
     recipe = dataclasses.replace(recipes.keep(), tokenizer=300)
@@ -276,6 +300,26 @@ def test_a_shard_that_vanishes_is_an_error_that_names_it(corpus, tmp_path):
         (["--recipe=web", "--input=a=json:x", "--output=memory://x"], 1, "local folder"),
         (["--recipe=nowhere.py", "--input=a=json:x"], 1, "nowhere.py: no such file"),
         (["--recipe=quickstart", "--input=a=json:x"], 2, "brings its own input"),
+        (
+            ["--recipe=web", "--input=a=json:x", "--workers=-3"],
+            2,
+            "--workers: must be a whole number, at least 1",
+        ),
+        (
+            ["--recipe=web", "--input=a=json:x", "--workers=0"],
+            2,
+            "--workers: must be a whole number, at least 1",
+        ),
+        (
+            ["--recipe=web", "--input=a=json:x", "--workers=two"],
+            2,
+            "--workers: must be a whole number, at least 1",
+        ),
+        (
+            ["--recipe=web", "--input=a=json:x", "--num_shards=0"],
+            2,
+            "--num_shards: must be a whole number, at least 1",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(tmp_path, capsys, arguments, code, message):
@@ -299,7 +343,7 @@ def test_recipe_files_and_their_mistakes(tmp_path):
     with pytest.raises(DataError, match=r"mine\.py: must define get_recipe"):
         recipes.get(str(path))
     with pytest.raises(DataError, match="num_shards"):
-        Recipe("none", num_shards=0)
+        Recipe("none", num_shards=-1)
 
 
 def test_descriptions_of_recipes_are_json_and_tell_them_apart():

@@ -269,6 +269,7 @@ def test_a_data_set_prepared_by_tfds(tmp_path):
     sizes = {one.texts[0].text: PillowImage.open(io.BytesIO(one.images[0].data)).size for one in found}
     assert sizes == {f"caption {i}": (8 + i, 8) for i in range(6)}
     assert len(source("tfds", folder, tmp_path, split="test")) == 2
+    assert opened.num_bytes == sum(len(records_lib.to_bytes(one)) for one in found)
     with pytest.raises(DataError, match="split 'dev'"):
         source("tfds", folder, tmp_path, split="dev")
     assert "tensorflow" not in sys.modules
@@ -318,6 +319,33 @@ EXPECTED = [
     "empty_text",
     "bad_json",
 ]
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet", "array_record", "json"])
+def test_the_size_of_documents_is_known_before_they_are_read(tmp_path, kind):
+    noise = [np.random.default_rng(i).bytes(20_000) for i in range(250)]
+    folder = tmp_path / kind
+    folder.mkdir()
+    if kind == "webdataset":
+        write_tar(
+            folder / "x.tar",
+            {f"{i}.{n}": d for i in range(250) for n, d in (("jpg", noise[i]), ("txt", b"t"))},
+        )
+    elif kind == "parquet":
+        texts = ["the same words " * 1000] * 250  # compressed they are nothing
+        pq.write_table(pa.table({"jpg": noise, "caption": texts}), folder / "x.parquet", use_dictionary=False)
+    elif kind == "array_record":
+        writer = array_record_module.ArrayRecordWriter(str(folder / "x.array_record"), "group_size:1")
+        for i, data in enumerate(noise):
+            writer.write(records_lib.to_bytes(Example(str(i), "s", (Image(data),))))
+        writer.close()
+    else:
+        lines = [{"image": f"{i}.png", "caption": "t"} for i in range(250)]
+        (folder / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        for i, data in enumerate(noise):
+            (folder / f"{i}.png").write_bytes(png(i) + data)
+    expected = 250 * (35_000 if kind == "parquet" else 20_000)
+    assert expected * 0.95 < source(kind, folder, tmp_path).num_bytes < expected * 1.15
 
 
 @pytest.mark.parametrize("indent", [None, 2])
