@@ -1,5 +1,11 @@
 """The two errors of the data side: DataError stops what runs, Reject leaves out one record."""
 
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 # Why a record may be left out -> what that means. Counted per source and shard under these names.
 REASONS = {
     # the record
@@ -59,3 +65,25 @@ class Reject(DataError):
 
     def __reduce__(self) -> tuple[type["Reject"], tuple[str, str]]:
         return Reject, (self.reason, str(self))  # it crosses process borders
+
+
+@contextmanager
+def running(file: str | Path) -> Iterator[None]:
+    """Raises whatever goes wrong in a Python file of the user's as a DataError that names its line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{file}: {mistake_in(file, error)}") from error
+
+
+def mistake_in(file: str | Path, error: Exception) -> str:
+    """As "line N: KIND: message", where line N of `file` raised the error or called what did."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno))
+    # Who runs a file may have made its name absolute.
+    lines = [line for name, line in frames if os.path.realpath(name) == os.path.realpath(file)]
+    where = f"line {lines[-1]}: " if lines else ""
+    return f"{where}{type(error).__name__}: {error}"

@@ -14,7 +14,6 @@ import hashlib
 import importlib.util
 import json
 import re
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import base
+from data_pipelines.errors import mistake_in
 from neo_jax import validate
 from neo_jax.errors import UserError
 
@@ -98,16 +98,7 @@ def _run_config_file(file: Path, arg: str | None) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{_line_in(file, error)}{type(error).__name__}: {error}") from error
-
-
-def _line_in(file: Path, error: Exception) -> str:
-    """Names the line of `file` that raised `error` or called what did, as "line N: "; "" where none ran."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
-    if isinstance(error, SyntaxError) and error.filename == str(file):
-        lines.append(error.lineno)
-    return f"line {lines[-1]}: " if lines else ""
+        raise UserError(mistake_in(file, error)) from error
 
 
 # Resolve

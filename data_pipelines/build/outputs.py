@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import runpy
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from data_pipelines.build.filters import text_of
 from data_pipelines.build.items import Kept, Rejected, as_json
 from data_pipelines.build.statistics import Statistics
 from data_pipelines.documents import DocumentRules, resize_from_config, table_rules
-from data_pipelines.errors import DataError, Reject
+from data_pipelines.errors import DataError, Reject, running
 from data_pipelines.overlong import POLICIES
 from data_pipelines.records import to_bytes
 from data_pipelines.resize import Resize
@@ -145,10 +146,16 @@ class Rows:
         Raises DataError if it is no config.
         """
         path, _, arg = config_file.partition(":")
+        if not os.path.isfile(path):
+            raise DataError(f"{path}: no such file")
+        with running(path):
+            defined = runpy.run_path(path)
+            if "get_config" not in defined:
+                raise DataError(f"{path}: has no function get_config()")
+            config = defined["get_config"](arg) if arg else defined["get_config"]()
         try:
-            config = runpy.run_path(path)["get_config"](arg)
             return cls.from_config(config, config.stage[stage or config.stages[-1]])
-        except (OSError, KeyError, AttributeError, ValueError, ImportError) as error:
+        except (KeyError, AttributeError, ValueError) as error:
             raise DataError(f"{config_file}: not a config, or it has no stage {stage}: {error}") from error
 
     def start(self, tokenizer_json: str, sources: list[str]) -> Writing:

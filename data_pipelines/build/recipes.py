@@ -14,7 +14,7 @@ from types import ModuleType
 
 from data_pipelines.build import dedup, filters
 from data_pipelines.build.recipe import Recipe
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, running
 
 
 def keep() -> Recipe:
@@ -51,7 +51,8 @@ def get(name: str) -> Recipe:
         )
     if not Path(name).is_file():
         raise DataError(f"{name}: no such file")
-    made = getattr(_module(name), "get_recipe", lambda: None)()
+    with running(name):
+        made = getattr(_module(name), "get_recipe", lambda: None)()
     if not isinstance(made, Recipe):
         raise DataError(
             f"{name}: must define get_recipe(), which returns a data_pipelines.build.recipe.Recipe"
@@ -68,7 +69,11 @@ def _module(file: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, Path(file).resolve())
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from data_pipelines.build import flow, inputs, local, manifest, state
@@ -125,12 +126,16 @@ def _only_build(store: Store) -> Iterator[None]:
     if not store.local:
         yield
         return
-    os.makedirs(os.path.dirname(store.url), exist_ok=True)
-    path = os.path.join(os.path.dirname(store.url), f".{os.path.basename(store.url)}.lock")
+    path = Path(store.url).parent / f".{Path(store.url).name}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise DataError(f"{store.url}: cannot write {error.filename}: {error.strerror}") from error
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DataError(f"{store.url}: another process is building it") from error
         yield
-        os.unlink(path)
+        path.unlink()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -344,6 +345,50 @@ def test_recipe_files_and_their_mistakes(tmp_path):
         recipes.get(str(path))
     with pytest.raises(DataError, match="num_shards"):
         Recipe("none", num_shards=-1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\nx = (\n", "line 2: SyntaxError: '(' was never closed"),
+        ("import nowhere\n", "line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        ("x = 1\nx + ''\n", "line 2: TypeError: unsupported operand"),
+        ("def {function}(arg=''):\n    return {{}}['key']\n", "line 2: KeyError: 'key'"),
+    ],
+)
+def test_mistakes_in_files_are_told_with_their_line(tmp_path, monkeypatch, capsys, text, message):
+    monkeypatch.chdir(tmp_path)
+    for flag, function in (("--recipe=broken.py", "get_recipe"), ("--pack=broken.py:arg", "get_config")):
+        Path("broken.py").write_text(text.format(function=function))
+        assert main(["--recipe=web", "--input=a=json:x", "--output=out", flag]) == 1
+        assert capsys.readouterr().err.startswith(f"error: broken.py: {message}")
+    if "KeyError" not in message:
+        assert not any("broken" in module.__name__ for module in recipes.modules()), "no worker loads it"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "config.py: no such file"),
+        ("x = 1\n", "config.py: has no function get_config()"),
+        ("get_config = dict\n", "config.py: not a config, or it has no stage full"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("config.py").write_text(text)
+    with pytest.raises(DataError, match=re.escape(message)):
+        Rows.from_config_file("config.py", "full")
+
+
+@pytest.mark.parametrize("output", ["/proc/none", "file/below", "file/far/below", "file"])
+def test_an_output_that_cannot_be_is_told_in_one_line(corpus, tmp_path, monkeypatch, capsys, output):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert main(["--recipe=keep", f"--input=webdataset:{corpus[0]}", f"--output={output}"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "cannot write " in error and output in error
 
 
 def test_descriptions_of_recipes_are_json_and_tell_them_apart():

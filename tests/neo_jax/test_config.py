@@ -157,10 +157,14 @@ def test_unknown_field_in_override(field: str, nearest: str | None) -> None:
         ("import nowhere", "line 6: ModuleNotFoundError: No module named 'nowhere'"),
     ],
 )
-def test_mistake_in_config_file(config_file: Callable[[str], str], statement: str, message: str) -> None:
+def test_mistake_in_config_file(
+    config_file: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, statement: str, message: str
+) -> None:
     path = config_file(statement)
-    with pytest.raises(UserError, match=re.escape(f"{path}: {message}")):
-        config_lib.load(path)
+    monkeypatch.chdir(Path(path).parent)
+    for named in (path, Path(path).name):
+        with pytest.raises(UserError, match="^" + re.escape(f"{named}: {message}")):
+            config_lib.load(named)
 
 
 # Types
