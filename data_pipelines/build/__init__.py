@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.build import quickstart, shards
-from data_pipelines.build.manifest import FORMAT, MANIFEST, json_hash, read_manifest, to_text
+from data_pipelines.build.manifest import FORMAT, MANIFEST, json_hash, missing, read_manifest, to_text
 from data_pipelines.errors import DataError
 
 RECIPES = {"quickstart": quickstart}
@@ -33,7 +33,7 @@ def ensure(data_config: Any) -> dict[str, Any]:
     params = recipe_parameters(recipe, data_config.locales, data_config.image_size, data_config.vocab_size)
     if not (folder / MANIFEST).exists():
         if not params:
-            raise DataError(f"{folder}: has no {MANIFEST}, and config.data.recipe names no recipe")
+            raise DataError(f"config.data.path: {missing(folder)}, and config.data.recipe names no recipe")
         build(folder, params)
     manifest = read_manifest(folder)
     if params and manifest["recipe_hash"] != json_hash(params):
@@ -65,7 +65,7 @@ def build(folder: Path, params: dict[str, Any]) -> dict[str, Any]:
     temporary = None
     try:
         if folder.exists() and any(folder.iterdir()):
-            raise DataError(f"{folder}: exists and is not empty; choose another folder or delete it")
+            raise DataError(f"{folder}: exists and is not empty; choose another folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         manifest = {

@@ -259,12 +259,28 @@ def test_truncated_shard_stops_the_reader(small_recipe, tmp_path):
 @pytest.mark.parametrize("content", ["", "[1, 2", "{}", "[]"])
 def test_bad_manifest(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(DataError, match=r"manifest\.json: .*delete the folder"):
+    with pytest.raises(DataError, match=r"manifest\.json: .*if data_pipelines\.build wrote its folder"):
         build.ensure(data_config(tmp_path, recipe=""))
 
 
+def test_a_folder_without_manifest_is_not_said_to_be_ours(tmp_path):
+    (tmp_path / "00000.tar").touch()
+    for read in (
+        build.read_manifest,
+        lambda folder: build.ensure(data_config(folder, recipe="")),
+        lambda folder: build.ensure(data_config(folder)),
+    ):
+        with pytest.raises(DataError) as caught:
+            read(tmp_path)
+        assert str(tmp_path) in str(caught.value) and "delete" not in str(caught.value)
+    with pytest.raises(DataError, match=r"not a folder that data_pipelines.*\(it has no manifest\.json\)"):
+        build.read_manifest(tmp_path)
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        build.read_manifest(tmp_path / "nowhere")
+
+
 def test_nothing_there_and_nothing_to_build(tmp_path):
-    with pytest.raises(DataError, match=r"has no manifest\.json"):
+    with pytest.raises(DataError, match=r"config\.data\.path: .*a: no such folder, and config\.data\.recipe"):
         build.ensure(data_config(tmp_path / "a", recipe=""))
     with pytest.raises(DataError, match="unknown recipe 'slowstart'"):
         build.ensure(data_config(tmp_path / "a", recipe="slowstart"))
