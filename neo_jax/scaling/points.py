@@ -134,9 +134,7 @@ def select(
         table[:, 1] = table[:, 2] / (FLOPS_PER_PARAMETER_AND_TOKEN * table[:, 0])
     if c is None:
         table[:, 2] = FLOPS_PER_PARAMETER_AND_TOKEN * table[:, 0] * table[:, 1]
-    highest = (
-        set(np.argsort(table[:, 3], kind="stable")[len(table) - drop_highest :]) if drop_highest else set()
-    )
+    highest = set(np.argsort(table[:, 3], kind="stable")[max(0, len(table) - drop_highest) :])
     left_out += [
         (_name(kept[i][1], kept[i][0]), f"among the {drop_highest} of highest loss") for i in sorted(highest)
     ]

@@ -333,6 +333,14 @@ def test_results_that_cannot_be_fitted(case, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("count", "left"), [(1, 4), (4, 1), (5, 0), (7, 0)])
+def test_more_outliers_than_runs_leave_none(count, left):
+    rows = [{"n": 1e8, "d": 1e9, "loss": loss} for loss in (3.0, 1.0, 2.0, 5.0, 4.0)]
+    told = f"only {left} of 5 runs" if left else "none of the 5 runs"
+    with pytest.raises(UserError, match=f"{told} can be used .*the {count} of highest loss"):
+        points.select(rows, n="n", d="d", drop_highest=count)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
