@@ -68,11 +68,16 @@ def _whole(field: str, text: str) -> int:
     return int(text)
 
 
+def shared_out(batch_size: int, shards: int) -> int:
+    """The batch size, or the next that `shards` groups of devices can share evenly."""
+    return shards * max(1, math.ceil(batch_size / shards))
+
+
 def _fit_stage(stage: ConfigDict, old_shards: int, shards: int) -> None:
     """Sets batch_size and accumulate of a stage whose batch is now split over `shards` groups of devices."""
     rows_at_once = max(1, stage.batch_size // (old_shards * stage.accumulate))
-    rows = max(1, math.ceil(stage.batch_size / shards))  # of a device, in one step
-    stage.batch_size = rows * shards
+    stage.batch_size = shared_out(stage.batch_size, shards)
+    rows = stage.batch_size // shards  # of a device, in one step
     stage.accumulate = next(
         parts for parts in range(1, rows + 1) if rows % parts == 0 and rows <= parts * rows_at_once
     )

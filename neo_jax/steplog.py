@@ -109,7 +109,8 @@ class StepLog:
         for source, tokens in zip(self.source_names, values["source_tokens"], strict=True):
             self.seen[f"tokens/{source}"] = self.seen.get(f"tokens/{source}", 0) + int(tokens)
         self.seen["flops"] = self.seen.get("flops", 0.0) + step_flops
-        if step % self.config.train.log_every == 0:
+        too_many = self.nonfinite_steps > self.config.train.max_nonfinite_steps  # the run's last line says so
+        if step % self.config.train.log_every == 0 or too_many:
             everywhere = mesh_lib.gather(self.rejected)
             line = self._line(step, values) | {"rejected": functools.reduce(rejects_lib.add, everywhere)}
             self.rejected = {}

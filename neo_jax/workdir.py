@@ -43,9 +43,7 @@ def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
         raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from error
     path = workdir / "config.json"
     if path.exists():
-        changes = config_lib.diff(load_config(workdir), config)
-        changes = [change for change in changes if not _WHERE.match(change)]
-        if changes:
+        if changes := differences(load_config(workdir), config):
             raise UserError(
                 f"--workdir={workdir} holds a run of another config; use another, or take these back: "
                 + "; ".join(changes)
@@ -65,6 +63,11 @@ def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
         "flags": [_flags()],
     }
     _write(path, record)
+
+
+def differences(old: FrozenConfigDict, new: FrozenConfigDict) -> list[str]:
+    """As `config.diff`, of the fields that say what is computed."""
+    return [change for change in config_lib.diff(old, new) if not _WHERE.match(change)]
 
 
 def run_id(workdir: pathlib.Path) -> str:

@@ -2,7 +2,7 @@
 
     python -m neo_jax.sweep expand --config=configs/sweeps/X.py --workdir=DIR   # name the runs
     python -m neo_jax.sweep run    --config=configs/sweeps/X.py --workdir=DIR   # run them, or go on
-    python -m neo_jax.sweep status --config=configs/sweeps/X.py --workdir=DIR   # how far they are
+    python -m neo_jax.sweep status --config=configs/sweeps/X.py --workdir=DIR   # how far they are, in a table
 
 --config.FIELD=VALUE changes a field of every cell.
 """
@@ -52,8 +52,9 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
 
 
 def status(sweep: Sweep, args: argparse.Namespace) -> int:
-    """Prints where every cell stands; writes nothing, and may be asked while the sweep runs."""
-    rows = [table.row(sweep, cell) for cell in sweep.cells]
+    """Prints where every cell stands, and writes the table; may be asked while the sweep runs, anywhere."""
+    local.check(sweep)
+    rows = table.write(sweep)
     for row in rows:
         loss = "" if row["loss"] is None else f", loss {row['loss']:.4f}"
         print(f"{row['name']}: {row['status']}, step {row['steps_taken'] or 0} of {row['steps']}{loss}")

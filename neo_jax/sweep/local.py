@@ -2,9 +2,9 @@
 stopped.
 
 Every cell is a process of its own, `python -m neo_jax.train`, with its own workdir, runs/NAME in that of the
-sweep. Beside the run lie log.txt, what it printed, and cell.json, how it ended; a cell without one is not
-finished and goes on from its checkpoint. Failed and diverged cells are not run again unless asked, and stay
-in the table.
+sweep. Beside the run lie log.txt, what it printed, and cell.json, how it ended; of a cell without one, such as
+one that a launcher ran, the run's own records say it. What is not finished goes on from its checkpoint. Failed
+and diverged cells are not run again unless asked, and stay in the table.
 """
 
 import dataclasses
@@ -17,9 +17,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from neo_jax import config as config_lib, workdir as workdir_lib
+from launch import fit
+from neo_jax import config as config_lib, events, metrics, workdir as workdir_lib
 from neo_jax.config import Overrides
 from neo_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_OK, UserError
 from neo_jax.sweep.cells import Cell
@@ -64,7 +65,7 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
-    """How a cell's process ended: `cell.json`."""
+    """How a cell ended; of one that ran here, `cell.json`."""
 
     status: str
     exit_code: int = 0
@@ -72,30 +73,59 @@ class Ending:
     seconds: float = 0.0
 
 
-def ending(workdir: pathlib.Path) -> Ending:
-    """How the cell in this workdir ended; `unfinished` if it has not."""
-    path = workdir / "cell.json"
+def ending(sweep: Sweep, cell: Cell) -> Ending:
+    """How the cell ended; `unfinished` if it has not."""
+    path = sweep.run_folder(cell) / "cell.json"
     if not path.is_file():
-        return Ending(UNFINISHED)
+        return Ending(_by_records(sweep.config(cell), sweep.run_folder(cell)))
     try:
         return Ending(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it to run the cell again") from error
 
 
+def _by_records(config: FrozenConfigDict, workdir: pathlib.Path) -> str:
+    """How the run in this workdir ended, wherever it ran: by its metrics and events."""
+    lines, log = metrics.read(workdir / "metrics.jsonl"), events.read(workdir)
+    skipped = [line["nonfinite_steps"] for line in lines if "nonfinite_steps" in line]
+    if skipped and skipped[-1] > config.train.max_nonfinite_steps:
+        return DIVERGED
+    steps = sum(config.stage[name].steps for name in config.stages)
+    if log:  # else only the metrics were copied here
+        over = (log[-1]["doing"], log[-1]["step"]) == (events.ENDED, steps)
+    else:
+        over = bool(lines) and lines[-1]["step"] == steps
+    evaluated = not config.eval.splits or any("eval" in line and line["step"] == steps for line in lines)
+    return DONE if over and evaluated else UNFINISHED
+
+
 def check(sweep: Sweep) -> None:
-    """Raises UserError for a cell whose config is wrong, or whose workdir holds a run of another config."""
+    """Raises UserError for a cell whose config is wrong, or whose workdir holds a run of another config.
+
+    What the launcher changes to fit a config to its machines is no difference.
+    """
     for cell in sweep.cells:
         config = sweep.config(cell)
         workdir = sweep.run_folder(cell)
         if (workdir / "config.json").exists():
-            changes = config_lib.diff(workdir_lib.load_config(workdir), config)
-            if changes:
+            found = workdir_lib.load_config(workdir)
+            if changes := workdir_lib.differences(found, _as_launched(config, found)):
                 raise UserError(
                     f"--workdir={sweep.workdir}: cell {cell.name} was run with another config; use another "
                     f"folder, or take "
                     f"these back: {'; '.join(changes)}"
                 )
+
+
+def _as_launched(config: FrozenConfigDict, found: FrozenConfigDict) -> FrozenConfigDict:
+    """A cell's config with batches that the mesh of its run can share, and the folder as its machines saw it."""
+    fitted = ConfigDict(config.to_dict())
+    for stage in (fitted.stage[name] for name in config.stages):
+        stage.batch_size = fit.shared_out(stage.batch_size, found.mesh.data * found.mesh.fsdp)
+    inside = [pathlib.Path(path).parts[-4:] for path in (config.branch, found.branch)]
+    if inside[0] == inside[1]:  # runs/TRUNK/checkpoints/STEP
+        fitted.branch = found.branch
+    return FrozenConfigDict(fitted)
 
 
 def run(
@@ -118,10 +148,10 @@ def run(
     """
     if retry:
         for cell in sweep.cells:
-            if ending(sweep.run_folder(cell)).status in (FAILED, BLOCKED):
+            if ending(sweep, cell).status in (FAILED, BLOCKED):
                 (sweep.run_folder(cell) / "cell.json").unlink()
-    waiting = [cell for cell in sweep.cells if ending(sweep.run_folder(cell)).status == UNFINISHED]
-    total = len(sweep.cells)
+    waiting = [cell for cell in sweep.cells if ending(sweep, cell).status == UNFINISHED]
+    total, by_name = len(sweep.cells), {cell.name: cell for cell in sweep.cells}
     if len(waiting) < total:
         say(f"{total - len(waiting)} of {total} cells have ended before")
     running: dict[str, tuple[Cell, subprocess.Popen[bytes], float]] = {}
@@ -138,7 +168,9 @@ def run(
                     process.send_signal(signal.SIGTERM)
                 asked[:], waiting, stopping = [], [], True
             for cell in list(waiting):
-                trunk = ending(sweep.workdir / "runs" / cell.trunk) if cell.trunk else Ending(DONE)
+                if cell.trunk in running or cell.trunk in [other.name for other in waiting]:
+                    continue
+                trunk = ending(sweep, by_name[cell.trunk]) if cell.trunk else Ending(DONE)
                 if trunk.status not in (DONE, UNFINISHED):
                     _record(
                         sweep.run_folder(cell),
@@ -168,7 +200,7 @@ def run(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    unfinished = [cell for cell in sweep.cells if ending(sweep.run_folder(cell)).status == UNFINISHED]
+    unfinished = [cell for cell in sweep.cells if ending(sweep, cell).status == UNFINISHED]
     return EXIT_INTERRUPTED if unfinished else EXIT_OK
 
 

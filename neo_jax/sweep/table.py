@@ -7,6 +7,7 @@ field that does not apply is null.
 
 import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 from ml_collections import FrozenConfigDict
 
-from neo_jax import config as config_lib, metrics, objectives, params as params_lib
+from neo_jax import config as config_lib, metrics, objectives, params as params_lib, workdir as workdir_lib
 from neo_jax.sweep import local
 from neo_jax.sweep.cells import Cell
 from neo_jax.sweep.local import Sweep
@@ -25,11 +26,12 @@ BY_SOURCE = "tokens/"  # what the log has seen of each source
 
 
 def write(sweep: Sweep) -> list[dict[str, Any]]:
-    """Gathers the rows of all cells and writes both files; returns the rows."""
+    """Gathers the rows of all cells and writes both files, if the folder is there; returns the rows."""
     rows = [row(sweep, cell) for cell in sweep.cells]
     names = list(dict.fromkeys(name for one in rows for name in one))
     rows = [{name: one.get(name) for name in names} for one in rows]
-    sweep.workdir.mkdir(parents=True, exist_ok=True)
+    if not sweep.workdir.is_dir():
+        return rows
     _replace(sweep.workdir / "results.jsonl", "".join(json.dumps(one) + "\n" for one in rows).encode())
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
@@ -44,8 +46,10 @@ def row(sweep: Sweep, cell: Cell) -> dict[str, Any]:
     without a split they are those of the last logged training step. `train_loss` is always that.
     `share/SOURCE`: of the training tokens. `n_active`: what a token uses.
     """
-    config, workdir = sweep.config(cell), sweep.run_folder(cell)
-    ended = local.ending(workdir)
+    workdir = sweep.run_folder(cell)
+    ran = (workdir / "config.json").exists()  # on a mesh that its batch may have been fitted to
+    config = workdir_lib.load_config(workdir) if ran else sweep.config(cell)
+    ended = local.ending(sweep, cell)
     lines = metrics.read(workdir / "metrics.jsonl")
     steps = [line for line in lines if "loss" in line]
     evaluated = [line for line in lines if "eval" in line]
@@ -123,6 +127,6 @@ def _finite(value: float | None) -> bool:
 
 
 def _replace(path: pathlib.Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # `run` and `status` may write at once
     partial.write_bytes(data)
     partial.rename(path)

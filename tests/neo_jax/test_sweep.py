@@ -1,7 +1,9 @@
 """Sweeps: how changes combine, what the grids hold constant, and cells run, resumed and reported."""
 
+import dataclasses
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from configs import quickstart
-from neo_jax import config as config_lib, grow, objectives, optim, params
+from neo_jax import config as config_lib, grow, objectives, optim, params, workdir as workdir_lib
 from neo_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_OK, UserError
 from neo_jax.scaling import points
 from neo_jax.sweep import __main__ as command, cells, grids, local, table
@@ -348,7 +350,7 @@ def test_the_command_runs_real_cells(tmp_path, quickstart_data, capfd, monkeypat
     assert [name for name, _, _ in cells_of] == ["s-D10", "s-D5"]
     assert all("-m neo_jax.train --config=" in line for _, _, line in cells_of)
     assert status()[1]["unfinished"] == 2
-    assert not (tmp_path / "out").exists()  # neither of the two writes anything
+    assert not (tmp_path / "out").exists()  # neither of the two makes a folder
     assert command.main(["run", *argv, "--json"]) == EXIT_OK, capfd.readouterr().out
     said = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert (said["cells"], said["done"]) == (2, 2)
@@ -364,8 +366,81 @@ def test_the_command_runs_real_cells(tmp_path, quickstart_data, capfd, monkeypat
     assert shorter["text_tokens"] + shorter["image_tokens"] == shorter["tokens"]
     assert shorter["flops"] == pytest.approx(longer["flops"] / 2, rel=0.1)
     assert all(math.isfinite(one["loss"]) and one["loss/noto"] > 0 for one in (longer, shorter))
-    with pytest.raises(UserError, match=r"was run with another config.*stage.full.peak_lr: 0.002 -> 0.001"):
-        command.main(["run", *argv, "--config.stage.full.peak_lr=1e-3"])
+    for name in ("run", "status"):
+        with pytest.raises(UserError, match=r"with another config.*stage.full.peak_lr: 0.002 -> 0.001"):
+            command.main([name, *argv, "--config.stage.full.peak_lr=1e-3"])
+    # The runs' own records say the same of them, as of runs that a launcher made.
+    for path in [*(tmp_path / "out").glob("runs/*/cell.json"), *(tmp_path / "out").glob("results.*")]:
+        path.unlink()
+    assert status() == (lines, counts)
+    unknown = {"seconds": None}
+    assert points.read(tmp_path / "out") == [longer | unknown, shorter | unknown]
+
+
+def launched(tmp_path: Path, write) -> tuple[list[str], dict[str, dict]]:
+    """Cells as the launcher's files for three CPUs run them; `write(cell's name)` gives the lines they log."""
+    (tmp_path / "sweep.py").write_text(SWEEP_FILE)
+    argv = [f"--config={tmp_path}/sweep.py", f"--workdir={tmp_path}/out"]
+    assert command.main(["expand", *argv, "--launch=--backend=local --topology=cpu:3"]) == EXIT_OK
+    for file in (tmp_path / "out/launch").glob("*.sh"):
+        flags = dict(re.findall(r"--(config|workdir|config\.[\w.]+)=(\S+)", file.read_text()))
+        spec, workdir = flags.pop("config"), Path(flags.pop("workdir"))
+        overrides = [(field.removeprefix("config."), text) for field, text in flags.items()]
+        workdir_lib.claim(workdir, config_lib.load(spec, overrides))
+        lines = write(workdir.name)
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert command.main(["status", *argv]) == EXIT_OK
+    return argv, {row["name"]: row for row in points.read(tmp_path / "out")}
+
+
+SEEN = {"tokens": 1000, "visual_tokens": 300, "images": 33, "flops": 6e9}
+
+
+def logged(steps: int, **others) -> dict:
+    return {"step": steps, "loss": 3.0, "source_loss": {}, "nonfinite_steps": 0, "seen": SEEN} | others
+
+
+def evaluated(steps: int) -> dict:
+    return {"step": steps, "eval": {"dev": 2.5}, "eval_source": {"dev": {}}, "seen": SEEN}
+
+
+def test_status_gathers_cells_that_a_launcher_ran(tmp_path, capsys):
+    lines = {"s-D10": [logged(10), evaluated(10)], "s-D5": [logged(4)]}
+    argv, rows = launched(tmp_path, lines.__getitem__)
+    told = capsys.readouterr().out
+    assert "s-D10: done, step 10 of 10, loss 2.5000\ns-D5: unfinished, step 4 of 5\n" in told
+    assert (rows["s-D10"]["status"], rows["s-D10"]["loss"]) == ("done", 2.5)
+    # The batch of 4 became 6, which three devices share: the table tells what was run.
+    assert cells.load(tmp_path / "sweep.py")[0].config.stage.full.batch_size == 4
+    assert rows["s-D10"]["batch_size"] == 6
+    moved = tmp_path / "out" / ".." / "out"  # the same folder as another machine may name it
+    assert command.main(["status", argv[0], f"--workdir={moved}"]) == EXIT_OK
+    with pytest.raises(UserError, match="with another config.*batch_size: 6 -> 9"):
+        command.main(["status", *argv, "--config.stage.full.batch_size=7"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "doing", "status"),
+    [
+        ([evaluated(5)], None, "done"),
+        ([evaluated(5)], ("ended", 5), "done"),
+        ([evaluated(5)], ("save", 5), "unfinished"),  # the last checkpoint is being written
+        ([logged(5)], ("ended", 5), "unfinished"),  # a signal broke off the evaluation
+        ([logged(3, nonfinite_steps=11, loss=math.nan)], ("ended", 3), "diverged"),
+        ([logged(3, nonfinite_steps=2, loss=math.nan)], ("ended", 3), "unfinished"),  # it may recover
+        ([evaluated(5) | {"eval": {"dev": math.nan}}], None, "diverged"),
+        ([], None, "unfinished"),
+    ],
+)
+def test_a_runs_own_records_say_how_it_ended(tmp_path, lines, doing, status):
+    sweep = stubbed(tmp_path, "cell")
+    sweep = dataclasses.replace(sweep, overrides=(("stage.full.steps", "5"),))
+    workdir = sweep.run_folder(sweep.cells[0])
+    workdir.mkdir(parents=True)
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if doing is not None:
+        (workdir / "events.jsonl").write_text(json.dumps({"time": 0, "doing": doing[0], "step": doing[1]}) + "\n")
+    assert [row["status"] for row in table.write(sweep)] == [status]
 
 
 def test_launcher_files_name_the_cells_config_and_their_trunks_checkpoint(tmp_path, capsys):
