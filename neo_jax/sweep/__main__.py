@@ -27,7 +27,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def expand(sweep: Sweep, args: argparse.Namespace) -> int:
-    """Prints a command per cell, or writes a launcher's file for each."""
+    """Prints a command per cell, or writes a launcher's file for each; first builds all configs."""
+    for cell in sweep.cells:
+        sweep.config(cell)
     if args.launch is None:
         for cell in sweep.cells:
             print(f"{cell.name}: {' '.join(sweep.command(cell))}")

@@ -460,6 +460,23 @@ def test_launcher_files_name_the_cells_config_and_their_trunks_checkpoint(tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("model.hiden_size=8", "--config.model.hiden_size: no such field; did you mean model.hidden_size"),
+        ("seed=many", "--config.seed: expected int, got 'many'"),
+    ],
+)
+@pytest.mark.parametrize("launch", [(), ("--launch=--backend=slurm --topology=h100:1",)])
+def test_expand_refuses_fields_that_no_cell_can_have(tmp_path, capsys, field, message, launch):
+    (tmp_path / "sweep.py").write_text(SWEEP_FILE)
+    argv = [f"--config={tmp_path}/sweep.py", f"--workdir={tmp_path}/out", f"--config.{field}"]
+    with pytest.raises(UserError, match=message):
+        command.main(["expand", *argv, *launch])
+    assert not capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (None, "no such file"),
