@@ -31,11 +31,15 @@ def clock(monkeypatch):
     return now
 
 
-def test_speeds_are_those_of_training_alone(clock):
-    config = SimpleNamespace(train=SimpleNamespace(log_every=2), model=None)
+def logging_every_second() -> tuple[StepLog, Written]:
+    config = SimpleNamespace(train=SimpleNamespace(log_every=2, max_nonfinite_steps=2), model=None)
     stage = SimpleNamespace(name="full", config=SimpleNamespace(batch_size=2, row_tokens=64, row_patches=64))
     lines = Written()
-    log = StepLog(config, stage, {}, frozenset(), (), PEAK, lines, lines, 0, {}, {})
+    return StepLog(config, stage, {}, frozenset(), (), PEAK, lines, lines, 0, {}, {}), lines
+
+
+def test_speeds_are_those_of_training_alone(clock):
+    log, lines = logging_every_second()
 
     def step(number: int) -> None:
         with log.waiting():
@@ -62,3 +66,12 @@ def test_speeds_are_those_of_training_alone(clock):
             "mfu": FLOPS / 5 / PEAK,
             "data_wait_share": 1 / 5,
         }
+
+
+def test_the_step_that_is_one_too_many_is_logged(clock):
+    log, lines = logging_every_second()
+    for number in range(1, 4):
+        clock.seconds += 1
+        log.add(number, METRICS | {"nonfinite_steps": number}, [])
+        log.flush()
+    assert [(line["step"], line["nonfinite_steps"]) for line in lines] == [(2, 2), (3, 3)]
