@@ -7,6 +7,7 @@ python -m neo_jax.scaling advise --preset=NAME|--fit=FILE --flops=C
 import argparse
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -69,6 +70,9 @@ def run_fit(args: argparse.Namespace) -> None:
     for name, least in (("drop_highest", 0), ("bootstrap", 0), ("seed", 0), ("min_flops", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name}={getattr(args, name)}: at least {least}")
+    for name in ("delta", "min_flops"):
+        if not math.isfinite(getattr(args, name)):
+            raise UserError(f"--{name}={getattr(args, name)}: must be a finite number")
     if not args.delta > 0:
         raise UserError(f"--delta={args.delta:g}: must be positive")
     columns = {name: getattr(args, name) for name in ("n", "d", "c", "loss", "drop_highest")}

@@ -61,7 +61,8 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
         found = [path / name for name in RESULTS if (path / name).is_file()]
         if not found:
             raise UserError(
-                f"--results={path}: holds no {' or '.join(RESULTS)}; run neo_jax.sweep with --out={path}"
+                f"--results={path}: holds no {' or '.join(RESULTS)}; have neo_jax.sweep run or status write "
+                f"them, with --workdir={path}"
             )
         path = found[0]
     if not path.is_file():
@@ -83,7 +84,16 @@ def _csv(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    rows = []
+    for i, line in enumerate(path.read_text().splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {i}: {error.msg}") from error
+            if not isinstance(rows[-1], dict):
+                raise ValueError(f'line {i}: a run is an object, such as {{"loss": 2.5}}')
+    return rows
 
 
 def _parquet(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -356,10 +356,23 @@ def test_more_outliers_than_runs_leave_none(count, left):
         (["advise", "--preset=chinchilla_hoffmann", "--flops=1e20", "--anchor=1e9@1e20"], "its own factors"),
         (["advise", "--fit=nowhere.json", "--flops=1e20"], "no such file"),
         (["fit", "--results=nowhere", "--out=out"], "no such file or folder"),
-        (["fit", "--results=/", "--out=out"], "holds no results.parquet or results.jsonl"),
+        (
+            ["fit", "--results=/", "--out=out"],
+            "holds no results.parquet or results.jsonl; have neo_jax.sweep run or status write them, with "
+            "--workdir=/",
+        ),
         (["fit", f"--results={__file__}", "--out=out"], "a table ends in .csv, .jsonl, .parquet"),
         (["fit", f"--results={CHINCHILLA}", "--out=out", "--bootstrap=-1"], "--bootstrap=-1: at least 0"),
         (["fit", f"--results={CHINCHILLA}", "--out=out", "--delta=0"], "--delta=0: must be positive"),
+        (["fit", f"--results={CHINCHILLA}", "--out=out", "--delta=inf"], "--delta=inf: must be a finite"),
+        (
+            ["fit", f"--results={CHINCHILLA}", "--out=out", "--min_flops=nan"],
+            "--min_flops=nan: must be a finite",
+        ),
+        (
+            ["fit", f"--results={CHINCHILLA}", "--out=out", "--min_flops=inf"],
+            "--min_flops=inf: must be a finite",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(argv, message):
@@ -374,6 +387,11 @@ def test_damaged_tables_are_named(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match="damaged"):
             points.read(tmp_path / name)
+    for line, why in (("[1, 2]", "a run is an object"), ('"x"', "a run is an object"), ("{1}", "Expecting")):
+        path = tmp_path / "rows.jsonl"
+        path.write_text('{"loss": 1}\n\n' + line)
+        with pytest.raises(UserError, match=f"rows.jsonl: damaged: line 3: {why}"):
+            points.read(path)
 
 
 def test_the_copied_points_are_those_of_the_figure():

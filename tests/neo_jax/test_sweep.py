@@ -439,7 +439,9 @@ def test_a_runs_own_records_say_how_it_ended(tmp_path, lines, doing, status):
     workdir.mkdir(parents=True)
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if doing is not None:
-        (workdir / "events.jsonl").write_text(json.dumps({"time": 0, "doing": doing[0], "step": doing[1]}) + "\n")
+        (workdir / "events.jsonl").write_text(
+            json.dumps({"time": 0, "doing": doing[0], "step": doing[1]}) + "\n"
+        )
     assert [row["status"] for row in table.write(sweep)] == [status]
 
 
