@@ -16,7 +16,7 @@ from neo_jax import metrics
 from neo_jax.errors import UserError, main_guard
 from neo_jax.scaling import figures, page, parametric, points as points_lib, presets, results as results_lib
 from neo_jax.scaling.figures import Curve
-from neo_jax.scaling.law import NAMES, Law
+from neo_jax.scaling.law import NAMES, Law, or_zero
 from neo_jax.scaling.presets import Advice, Anchor, Exponents
 from neo_jax.scaling.results import Results, Settings
 
@@ -175,8 +175,11 @@ def _told(results: Results) -> str:
     """The law, for a person."""
     lines = []
     for name in NAMES:
-        low, high = parametric.interval([getattr(law, name) for law in results.fitted.draws])
-        lines.append(f"{name:>6} = {getattr(results.fitted.law, name):.5g}   (90 %: {low:.4g} to {high:.4g})")
+        interval = parametric.interval([getattr(law, name) for law in results.fitted.draws])
+        value, low, high = (
+            or_zero(name, number) for number in (getattr(results.fitted.law, name), *interval)
+        )
+        lines.append(f"{name:>6} = {value:.5g}   (90 %: {low:.4g} to {high:.4g})")
     if results.mixtures is not None:
         for advice in results.mixtures.advice:
             shares = zip(results.mixtures.sources, advice.weights, strict=True)

@@ -15,8 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 
 FLOPS_PER_PARAMETER_AND_TOKEN = 6.0
 NAMES = ("E", "A", "B", "alpha", "beta")
+NOTHING = 1e-3  # E, alpha or beta below this: the data shows no such term
 
 Array: TypeAlias = NDArray[np.float64]
+
+
+def or_zero(name: str, value: float) -> float:
+    """One of a law's numbers as a person is told it: a fit comes close to 0 and does not reach it."""
+    return 0.0 if name in ("E", "alpha", "beta") and value < NOTHING else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from data_pipelines.page.markup import Child, Html, element, join, table
 from data_pipelines.page.page import page
-from neo_jax.scaling.law import NAMES
+from neo_jax.scaling.law import NAMES, or_zero
 from neo_jax.scaling.parametric import interval
 from neo_jax.scaling.results import Results
 
@@ -60,8 +60,9 @@ def _law(results: Results) -> Html:
     fitted = results.fitted
     rows = []
     for name in NAMES:
-        low, high = interval([getattr(law, name) for law in fitted.draws])
-        rows.append((name, _number(getattr(fitted.law, name)), f"{_number(low)} to {_number(high)}"))
+        numbers = (getattr(fitted.law, name), *interval([getattr(law, name) for law in fitted.draws]))
+        value, low, high = (_number(or_zero(name, number)) for number in numbers)
+        rows.append((name, value, f"{low} to {high}"))
     return join(
         element("p", "L(N, D) = E + A / N^alpha + B / D^beta, nats per token."),
         table(("", "value", "90 % interval"), rows, f"Approach 3; {len(fitted.draws)} bootstrap draws"),
@@ -148,7 +149,9 @@ def _laws(fits: Mapping, missing: Mapping[str, str], kind: str) -> Child:
         (
             name,
             *(
-                f"{_number(getattr(one.law, key))} ({' to '.join(map(_number, _interval(one.draws, key)))})"
+                "{} ({} to {})".format(
+                    *(_number(or_zero(key, x)) for x in (getattr(one.law, key), *_interval(one.draws, key)))
+                )
                 for key in ("E", "alpha", "beta")
             ),
             _number(one.law.exponents["a"]),
@@ -169,7 +172,7 @@ def _mixtures(results: Results) -> Child:
     laws = [
         (
             target,
-            *(_number(getattr(fit.law, name)) for name in NAMES),
+            *(_number(or_zero(name, getattr(fit.law, name))) for name in NAMES),
             *(f"{_number(c)}, {_number(g)}" for c, g in zip(fit.law.C, fit.law.gamma, strict=True)),
             f"{100 * abs(fit.residuals).mean():.2f} %",
         )

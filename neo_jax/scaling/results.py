@@ -11,7 +11,7 @@ from neo_jax.scaling import frontier as frontier_lib, groups, heldout, isoflop, 
 from neo_jax.scaling.frontier import Frontier
 from neo_jax.scaling.heldout import Prediction
 from neo_jax.scaling.isoflop import Valley
-from neo_jax.scaling.law import NAMES, Law
+from neo_jax.scaling.law import NAMES, NOTHING, Law
 from neo_jax.scaling.mixtures import Mixtures
 from neo_jax.scaling.parametric import Fit, interval
 from neo_jax.scaling.points import Points, Row, select
@@ -115,9 +115,9 @@ def _warnings(points: Points, fitted: Fit, pooled: bool) -> list[str]:
         low, high = interval([getattr(law, name) for law in fitted.draws])
         if fitted.draws and high - low > UNSURE * value:
             said.append(f"{name} is not well known: 90 % of the draws span {low:.3g} to {high:.3g}.")
-        if value < 1e-3:
+        if value < NOTHING:
             said.append(f"{name} is 0: the runs show no such term, and the law has no optimum.")
-    if fitted.law.E < 1e-3:
+    if fitted.law.E < NOTHING:
         said.append("E is 0: the runs do not reach far enough to show an irreducible loss.")
     k = points.flops_per_nd
     if not 5 < k < 7:

@@ -2,16 +2,18 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
 from neo_jax.errors import UserError
-from neo_jax.scaling import __main__ as command, frontier, isoflop, parametric, points, presets
+from neo_jax.scaling import __main__ as command, frontier, isoflop, page, parametric, points, presets, results
 from neo_jax.scaling.law import Law
 from neo_jax.scaling.points import Points
 from tests import browser
@@ -302,6 +304,16 @@ def test_the_command_on_a_table_from_elsewhere(tmp_path):
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["alpha"] == pytest.approx(0.3478, rel=3e-3)
     assert found["runs"] == 240
+
+
+def test_what_the_runs_do_not_show_is_told_as_0_everywhere():
+    law = Law(2e-23, 400.0, 1000.0, 0.34, 0.37)
+    runs, fitted = of(law, *grid(3)), parametric.Fit(law, 0.0, np.zeros(9), (law, law))
+    warnings = results._warnings(runs, fitted, pooled=False)
+    found = SimpleNamespace(points=runs, fitted=fitted, mixtures=None, no_mixtures="", warnings=warnings)
+    assert warnings == ["E is 0: the runs do not reach far enough to show an irreducible loss."]
+    assert command._told(found).startswith("     E = 0   (90 %: 0 to 0)\n     A = 400 ")
+    assert re.sub("<[^>]*>", "|", str(page._law(found))).count("|E||0||0 to 0|") == 1
 
 
 def with_rows(folder: Path, change) -> str:
