@@ -2,8 +2,8 @@
 
 The launcher's own flags (`python -m launch render`) say where; config, name and workdir come from the cell.
 WORKDIR is then a folder as the machines see it, and the files are written below `--files`, which is here. A
-branch's file is to be submitted when its trunk is done: it names a checkpoint of it. `status` then gathers the
-results from WORKDIR.
+branch's file is to be submitted when its trunk is done: it names a checkpoint of it. `status` gathers the
+results that lie in WORKDIR.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 stopped.
 
 Every cell is a process of its own, `python -m neo_jax.train`, with its own workdir, runs/NAME in that of the
-sweep. Beside the run lie log.txt, what it printed, and cell.json, how it ended; of a cell without one, such as
-one that a launcher ran, the run's own records say it. What is not finished goes on from its checkpoint. Failed
-and diverged cells are not run again unless asked, and stay in the table.
+sweep. Beside the run lie log.txt, what it printed, and cell.json, how it ended; of a cell without one, such
+as one that a launcher ran, the run's own records say it. What is not finished goes on from its checkpoint.
+Failed and diverged cells are not run again unless asked, and stay in the table.
 """
 
 import dataclasses
@@ -118,7 +118,7 @@ def check(sweep: Sweep) -> None:
 
 
 def _as_launched(config: FrozenConfigDict, found: FrozenConfigDict) -> FrozenConfigDict:
-    """A cell's config with batches that the mesh of its run can share, and the folder as its machines saw it."""
+    """A cell's config with batches that the mesh of its run can share, and WORKDIR as its machines saw it."""
     fitted = ConfigDict(config.to_dict())
     for stage in (fitted.stage[name] for name in config.stages):
         stage.batch_size = fit.shared_out(stage.batch_size, found.mesh.data * found.mesh.fsdp)

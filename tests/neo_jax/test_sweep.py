@@ -378,7 +378,7 @@ def test_the_command_runs_real_cells(tmp_path, quickstart_data, capfd, monkeypat
 
 
 def launched(tmp_path: Path, write) -> tuple[list[str], dict[str, dict]]:
-    """Cells as the launcher's files for three CPUs run them; `write(cell's name)` gives the lines they log."""
+    """Cells as the launcher's files for three CPUs run them; `write(name)` gives the lines they log."""
     (tmp_path / "sweep.py").write_text(SWEEP_FILE)
     argv = [f"--config={tmp_path}/sweep.py", f"--workdir={tmp_path}/out"]
     assert command.main(["expand", *argv, "--launch=--backend=local --topology=cpu:3"]) == EXIT_OK
@@ -415,7 +415,7 @@ def test_status_gathers_cells_that_a_launcher_ran(tmp_path, capsys):
     assert rows["s-D10"]["batch_size"] == 6
     moved = tmp_path / "out" / ".." / "out"  # the same folder as another machine may name it
     assert command.main(["status", argv[0], f"--workdir={moved}"]) == EXIT_OK
-    with pytest.raises(UserError, match="with another config.*batch_size: 6 -> 9"):
+    with pytest.raises(UserError, match=r"with another config.*batch_size: 6 -> 9"):
         command.main(["status", *argv, "--config.stage.full.batch_size=7"])
 
 
