@@ -18,6 +18,8 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 # The TPU compiler in libtpu is used without a TPU, and by several processes when tests run beside each other.
 os.environ["TPU_SKIP_MDS_QUERY"] = os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+# Or gRPC, which Beam starts threads of, can abort a process that forks later, as torch's loader does.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import filelock
 import hypothesis
