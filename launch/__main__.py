@@ -3,7 +3,7 @@
     python -m launch render   --backend=gke --topology=v5p:4x4x4 --num_slices=2 \\
         --config=configs/neo_9b.py --image=IMAGE --name=RUN
     python -m launch validate (the same flags) [--skip_preflight]
-    python -m launch submit   (the same flags) [--skip_preflight] [--dry_run]
+    python -m launch submit   (the same flags) [--skip_preflight] [--dry-run]
     python -m launch status   --backend=gke --name=RUN
 
 `render` prints the file; `validate` checks it, the flags and the fit of the step without any cluster;
@@ -103,9 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--skip_preflight", action="store_true", help="do not compile the train step, which takes minutes"
         )
-    submitted.add_argument(
-        *("--dry_run", "--dry-run"), action="store_true", help="show what would be submitted, and to what"
-    )
+    submitted.add_argument("--dry-run", action="store_true", help="show what would be submitted, and to what")
     run = commands.add_parser("status", help="ask the cluster where a run stands")
     run.add_argument("--backend", required=True, choices=BACKENDS)
     run.add_argument("--name", required=True, help="of the run in the cluster")

@@ -45,7 +45,7 @@ COMMANDS = re.findall(r"^\.venv/bin/python -m launch ((?:render|validate|submit)
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_the_commands_of_the_readme_run(line, monkeypatch, capsys):
-    assert line.startswith("submit") == line.endswith("--dry_run")
+    assert line.startswith("submit") == line.endswith("--dry-run")
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(validate, "check_flags", lambda group, job: None)  # asked for below
     skip = [] if line.startswith("render") else ["--skip_preflight"]

@@ -54,8 +54,7 @@ def test_the_clusters_command_gets_the_file(backend, commands, capsys):
 
 @pytest.mark.parametrize("backend", SUBMIT)
 def test_a_dry_run_changes_nothing(backend, commands, capsys):
-    spelled = "--dry-run" if backend == "gke" else "--dry_run"  # as kubectl spells it, or as our flags are
-    run("submit", backend, "--skip_preflight", spelled)
+    run("submit", backend, "--skip_preflight", "--dry-run")
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == f"# dry run; this would be given to: {' '.join(SUBMIT[backend])}"
     assert commands.calls == []
