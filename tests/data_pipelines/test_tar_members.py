@@ -6,7 +6,7 @@ import numpy as np
 import webdataset
 
 from data_pipelines.sources import webdataset as webdataset_lib
-from tests.data_pipelines.test_sources import png, write_tar
+from tests.data_pipelines.source_files import png, write_tar
 
 
 def test_members_are_those_that_tarfile_finds(tmp_path):
