@@ -9,6 +9,8 @@ A kind says which channels of a head exist, how they are normed, and which coord
     thw_split  the head itself cut into t (half), h and w (a quarter each) (SenseNova-U1; spec neo.md 13)
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -125,18 +127,16 @@ def rotate(x_BLNd: jax.Array, table: Rotary, parts: tuple[Part, ...]) -> jax.Arr
         x_BLNd: queries or keys, channels laid out part after part, then those that do not rotate.
         table: from `rotary`, cast here to the dtype of x (the products are then in that dtype).
     """
-    firsts, seconds, start = [], [], 0
-    for part in parts:
-        half = part.size // 2
-        firsts.append(x_BLNd[..., start : start + half])
-        seconds.append(x_BLNd[..., start + half : start + part.size])
-        start += part.size
+    halves = [part.size // 2 for part in parts]
+    # Gradients of splits are put side by side; those of slices would be padded to all channels and added.
+    *channels, rest = _split(x_BLNd, [half for half in halves for _ in range(2)])
     cos, sin = (t[:, :, None, :].astype(x_BLNd.dtype) for t in table)
-    first, second = jnp.concatenate(firsts, -1), jnp.concatenate(seconds, -1)
-    rotated_first, rotated_second = first * cos - second * sin, second * cos + first * sin
-    out, rest, start = [], x_BLNd[..., start:], 0
-    for part in parts:
-        half = part.size // 2
-        out += [rotated_first[..., start : start + half], rotated_second[..., start : start + half]]
-        start += half
+    first, second = jnp.concatenate(channels[::2], -1), jnp.concatenate(channels[1::2], -1)
+    rotated = _split(first * cos - second * sin, halves[:-1]), _split(second * cos + first * sin, halves[:-1])
+    out = itertools.chain.from_iterable(zip(*rotated, strict=True))
     return jnp.concatenate([*out, rest], axis=-1)
+
+
+def _split(x: jax.Array, sizes: Sequence[int]) -> Sequence[jax.Array]:
+    """Pieces of these sizes along the last dimension, and what is left."""
+    return jnp.split(x, list(itertools.accumulate(sizes)), axis=-1)
