@@ -55,6 +55,7 @@ def model() -> ConfigDict:
     c.tie_embeddings = False  # use the token embedding as the output head
     c.init_std = 0.02  # normal init of matrices and embeddings
     c.dtype = "float32"  # compute dtype: "float32" or "bfloat16"; weights stay float32
+    c.reduce_dtype = "float32"  # in which gradients of the layers' matrices are summed: this or dtype
     c.quantization = "none"  # products of the layers: in 8 bits ("int8", "fp8": model/quantized.py) or "none"
     c.remat_policy = "none"  # kept for backward: all ("none"), layer inputs ("full"), "dots" too, "offload"
     c.attention = "auto"  # kernel: "auto" (by platform), "reference", "xla_chunked", "splash" (TPU), "triton"

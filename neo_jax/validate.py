@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         *("qwen3", "qwen2", "mistral", "llama", "internlm2"),
     ),
     "model.dtype": ("float32", "bfloat16"),
+    "model.reduce_dtype": ("float32", "bfloat16"),
     "model.quantization": ("none", "int8", "fp8"),
     "model.remat_policy": ("none", "full", "dots", "offload"),
     "model.attention": ("auto", "reference", "xla_chunked", "splash", "triton"),
@@ -148,6 +149,10 @@ def _check_model(model: FrozenConfigDict, data: FrozenConfigDict) -> None:
     _check(
         model.pre_buffer <= model.num_layers,
         f"model.pre_buffer: {model.pre_buffer} layers are more than model.num_layers = {model.num_layers}",
+    )
+    _check(
+        model.reduce_dtype in ("float32", model.dtype),
+        f"model.reduce_dtype: {model.reduce_dtype!r} is neither 'float32' nor model.dtype = {model.dtype!r}",
     )
     for projection in model.attention_bias:
         _check(projection in "qkvo", f"model.attention_bias: {projection!r} is none of q, k, v, o")

@@ -71,7 +71,7 @@ def outputs(source: Source, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray
     """
     config = source.model.copy_and_resolve_references()
     config.route.visual_share = 0.0
-    config.dtype, config.quantization = "float32", "none"
+    config.dtype, config.reduce_dtype, config.quantization = "float32", "float32", "none"
     model = Transformer(config)
     params = {path: jnp.asarray(source.load(path)) for path in source.specs}
 

@@ -27,13 +27,28 @@ def grouped(x_SK: Array, w_GKN: Array, sizes_G: Array) -> Array:
 
     Args:
         x_SK: rows sorted by group.
-        w_GKN: a matrix for each group, of the dtype of x.
+        w_GKN: a matrix for each group. Products are of the dtype of x, its gradient of its own.
         sizes_G: int32, rows of each group; their sum is S.
     """
     chex.assert_equal(x_SK.shape[1], w_GKN.shape[1])
-    chex.assert_equal(x_SK.dtype, w_GKN.dtype)
-    product = lax.ragged_dot if platform() == "tpu" else tiled
+    product = ragged if platform() == "tpu" else tiled
     return checkpoint_name(product(x_SK, w_GKN, sizes_G), CHECKPOINT_NAME)
+
+
+@jax.custom_vjp
+def ragged(x_SK: Array, w_GKN: Array, sizes_G: Array) -> Array:
+    """`grouped` by jax.lax.ragged_dot, whose own gradient of w has the dtype of the product."""
+    return lax.ragged_dot(x_SK, w_GKN.astype(x_SK.dtype), sizes_G)
+
+
+def _ragged_backward(kept: tuple[Array, Array, Array], g_SN: Array) -> tuple[Array, Array, None]:
+    x_SK, w_GKN, sizes_G = kept
+    rows_contracted = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
+    dw_GKN = lax.ragged_dot_general(x_SK, g_SN, sizes_G, rows_contracted, preferred_element_type=w_GKN.dtype)
+    return lax.ragged_dot(g_SN, w_GKN.astype(g_SN.dtype).swapaxes(1, 2), sizes_G), dw_GKN, None
+
+
+ragged.defvjp(lambda *args: (ragged(*args), args), _ragged_backward)
 
 
 def tiled(x_SK: Array, w_GKN: Array, sizes_G: Array, block: int | None = None) -> Array:
@@ -74,7 +89,7 @@ def _tiles(sizes_G: Array, num_blocks: int, R: int) -> _Tiles:
 @jax.custom_vjp
 def _product(x_SK: Array, w_GKN: Array, tiles: _Tiles) -> Array:
     """x and the result in whole blocks of rows."""
-    return _each_tile(x_SK, w_GKN, tiles)
+    return _each_tile(x_SK, w_GKN.astype(x_SK.dtype), tiles)
 
 
 def _forward(x_SK: Array, w_GKN: Array, tiles: _Tiles) -> tuple[Array, tuple[Array, Array, _Tiles]]:
@@ -89,7 +104,7 @@ def _backward(kept: tuple[Array, Array, _Tiles], g_SN: Array) -> tuple[Array, Ar
         return dw_GKN.at[tile.group].add(dw_KN), None
 
     dw_GKN, _ = lax.scan(add, jnp.zeros(w_GKN.shape, jnp.float32), tiles)
-    return _each_tile(g_SN, w_GKN.swapaxes(1, 2), tiles), dw_GKN.astype(w_GKN.dtype), None
+    return _each_tile(g_SN, w_GKN.astype(g_SN.dtype).swapaxes(1, 2), tiles), dw_GKN.astype(w_GKN.dtype), None
 
 
 _product.defvjp(_forward, _backward)

@@ -70,12 +70,13 @@ class QKV(nnx.Module):
 
     def __init__(self, config: ConfigDict):
         d, embed = config.head_dim, {"embed": config.hidden_size}
+        matmul = product(config.quantization, config.reduce_dtype)
         queries = {"heads": config.num_heads, "head_dim": d}
         keys = {"kv_heads": config.num_kv_heads, "head_dim": d}
 
         def project(side: str, outputs: dict[str, int]) -> Linear:
             bias_init = zeros if side in config.attention_bias else None
-            return Linear(embed, outputs, normal(config.init_std), bias_init, product(config.quantization))
+            return Linear(embed, outputs, normal(config.init_std), bias_init, matmul)
 
         coords = COORDS[config.coords.kind](config.coords, d)
         self.q, self.k, self.v = project("q", queries), project("k", keys), project("v", keys)
@@ -122,8 +123,8 @@ class Attention(nnx.Module):
         def out() -> Linear:
             inputs = {"heads": config.num_heads, "head_dim": config.head_dim}
             bias_init = zeros if "o" in config.attention_bias else None
-            outputs, matmul = {"embed": config.hidden_size}, product(config.quantization)
-            return Linear(inputs, outputs, normal(config.init_std), bias_init, matmul)
+            matmul = product(config.quantization, config.reduce_dtype)
+            return Linear(inputs, {"embed": config.hidden_size}, normal(config.init_std), bias_init, matmul)
 
         self.qkv = routed(config.route.attention, lambda: QKV(config))
         self.o = routed(config.route.attention, out)

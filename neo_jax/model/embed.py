@@ -16,7 +16,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from neo_jax.model.coords import frequencies
-from neo_jax.model.linear import Linear, on_last
+from neo_jax.model.linear import Linear
 from neo_jax.model.local_attention import LocalAttention
 from neo_jax.model.mask import Batch
 from neo_jax.model.norm import LayerNorm
@@ -81,7 +81,7 @@ class ConvGeluConv(nnx.Module):
         """Rotates adjacent channel pairs: first half by the patch's column, second half by its row."""
         half = x_BPmC.shape[-1] // 2
         hw = inner_hw(patch_hw_BP2, self.merge_size)
-        frequency = on_last(frequencies(half, self.theta), hw.astype(jnp.float32))
+        frequency = jnp.expand_dims(frequencies(half, self.theta), range(hw.ndim - 1))
         angles = jnp.concatenate([hw[..., 1:] * frequency, hw[..., :1] * frequency], axis=-1)
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         pairs = x_BPmC.astype(jnp.float32).reshape(*x_BPmC.shape[:-1], half, 2)
@@ -121,7 +121,7 @@ class UnshuffleMLP(nnx.Module):
     def __call__(self, batch: Batch) -> jax.Array:
         x = self.patch(self.pixels(batch["patches"]).astype(self.dtype))
         hw = inner_hw(batch["patch_hw"], self.merge_size)
-        x = x + self.positions[...].astype(x.dtype)[hw[..., 0] * self.grid + hw[..., 1]]
+        x = x + self.positions[...][hw[..., 0] * self.grid + hw[..., 1]].astype(x.dtype)
         x = x.reshape(*x.shape[:2], -1)
         x = self.norm(x) if hasattr(self, "norm") else x
         return show(self.out(gelu(self.up(x))), batch)

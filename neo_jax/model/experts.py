@@ -14,6 +14,7 @@ equal work wherever the tokens go, and none are sent.
 Dimensions: B rows, L positions, T = B * L tokens, D width, E experts, k of them for a token.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -43,10 +44,11 @@ class ExpertLinear(nnx.Module):
     def __init__(self, config: ConfigDict, inputs: Sizes, outputs: Sizes):
         sizes = {"experts": config.experts.num, **inputs, **outputs}
         self.weight = parameter(sizes.values(), sizes, normal(config.init_std))
+        self.reduce_dtype = jnp.dtype(config.reduce_dtype)
 
     def __call__(self, x_SI: jax.Array, sizes_E: jax.Array) -> jax.Array:
         """Rows sorted by expert, and how many each has."""
-        return grouped(x_SI, self.weight[...].astype(x_SI.dtype), sizes_E)
+        return grouped(x_SI, self.weight[...].astype(self.reduce_dtype), sizes_E)
 
 
 class Experts(nnx.Module):
@@ -54,6 +56,7 @@ class Experts(nnx.Module):
 
     def __init__(self, config: ConfigDict):
         self.num, self.per_token = config.experts.num, config.experts.per_token
+        self.reduce_dtype = jnp.dtype(config.reduce_dtype)
         router = {"embed": config.hidden_size}, {"experts": self.num}
         self.router = Linear(*router, normal(config.init_std), product=_exact)
         one = ConfigDict(config.to_dict())
@@ -84,12 +87,11 @@ class Experts(nnx.Module):
         tokens = mesh_lib.divisible(mesh, x_BLD.shape, mesh_lib.partition(("batch", "length", "width")))
 
         def local(x: jax.Array, weight: jax.Array, expert: jax.Array, weights: Params) -> jax.Array:
-            whole = {path: _gathered(matrix, splits[path]) for path, matrix in weights.items()}
+            whole = {path: _whole(matrix, splits[path], x.dtype) for path, matrix in weights.items()}
             # A device has a part of every expert's inner width, whose products are parts of a sum.
             return jax.lax.psum(self._apply(x, weight, expert, whole), mesh_lib.RULES["mlp"])
 
-        # Gathered as it is used, in the compute dtype.
-        weights = {path: matrix.astype(x_BLD.dtype) for path, matrix in weights.items()}
+        weights = {path: matrix.astype(self.reduce_dtype) for path, matrix in weights.items()}
         return jax.shard_map(
             local, in_specs=(tokens, tokens, tokens, splits), out_specs=tokens, check_vma=False
         )(x_BLD, weight_BLk, expert_BLk, weights)
@@ -114,9 +116,27 @@ def _exact(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.matmul(x, weight, precision=jax.lax.Precision.HIGHEST)
 
 
-def _gathered(matrix: jax.Array, split: PartitionSpec) -> jax.Array:
-    """A device's part of a matrix, whole but for the inner width."""
-    for dim, axis in enumerate(split):
-        if axis not in (None, mesh_lib.RULES["mlp"]):
-            matrix = jax.lax.all_gather(matrix, axis, axis=dim, tiled=True)
-    return matrix
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _whole(matrix: jax.Array, split: PartitionSpec, dtype: jnp.dtype) -> jax.Array:
+    """A device's part of a matrix, whole but for the inner width.
+
+    It is gathered in `dtype`, that of products, and its gradient summed and scattered in the matrix's own.
+    """
+    whole = matrix.astype(dtype)
+    for dim, axis in _gathered(split):
+        whole = jax.lax.all_gather(whole, axis, axis=dim, tiled=True)
+    return whole.astype(matrix.dtype)
+
+
+def _scattered(split: PartitionSpec, dtype: jnp.dtype, _: None, g: jax.Array) -> tuple[jax.Array]:
+    for dim, axis in _gathered(split):
+        g = jax.lax.psum_scatter(g, axis, scatter_dimension=dim, tiled=True)
+    return (g,)
+
+
+_whole.defvjp(lambda matrix, split, dtype: (_whole(matrix, split, dtype), None), _scattered)
+
+
+def _gathered(split: PartitionSpec) -> list[tuple[int, str]]:
+    """The dimensions that devices have parts of, inner width apart, and over which mesh axis."""
+    return [(dim, axis) for dim, axis in enumerate(split) if axis not in (None, mesh_lib.RULES["mlp"])]

@@ -12,7 +12,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipelines import schema
-from neo_jax.model.linear import Linear
+from neo_jax.model.linear import Linear, on_last
 from neo_jax.model.mask import Batch
 from neo_jax.model.norm import LayerNorm
 from neo_jax.model.patches import Pixels, gelu, image_of_patch, show
@@ -95,7 +95,7 @@ class LocalAttention(nnx.Module):
         """Patch, class and row vectors at their positions, [B, L, C]."""
         classes = self.pool_images(x_BPC, image_of_patch(batch))
         classes = jax.vmap(lambda x, i: x[i])(classes, batch["image_ids"])
-        row = self.row_vector[...].astype(x_BPC.dtype).reshape(1, 1, -1)
+        row = on_last(self.row_vector[...], classes)
         slots = jnp.where((batch["tokens"] == CLASS)[..., None], classes, row)
         return jnp.where((batch["kinds"] == schema.SLOT)[..., None], slots, show(x_BPC, batch))
 

@@ -21,7 +21,9 @@ Build = Callable[[ConfigDict, Sizes, Sizes], nnx.Module]
 
 def dense(config: ConfigDict, inputs: Sizes, outputs: Sizes) -> Linear:
     bias_init = zeros if config.mlp_bias else None
-    return Linear(inputs, outputs, normal(config.init_std), bias_init, product(config.quantization))
+    return Linear(
+        inputs, outputs, normal(config.init_std), bias_init, product(config.quantization, config.reduce_dtype)
+    )
 
 
 class SwiGLU(nnx.Module):

@@ -54,9 +54,9 @@ class Slots(nnx.Module):
 
     def __call__(self, x_BLD: jax.Array, batch: Batch) -> jax.Array:
         """x with its SLOT positions replaced."""
-        vectors = self.vectors[...].astype(x_BLD.dtype)
+        vectors = self.vectors[...]
         # Words have larger numbers; what is looked up for them is not used.
-        shown = vectors[jnp.minimum(batch["tokens"], len(vectors) - 1)]
+        shown = vectors[jnp.minimum(batch["tokens"], len(vectors) - 1)].astype(x_BLD.dtype)
         return jnp.where((batch["kinds"] == schema.SLOT)[..., None], shown, x_BLD)
 
 

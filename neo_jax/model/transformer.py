@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from neo_jax.kernels import grouped
 from neo_jax.mesh import constrain
-from neo_jax.model import quantized
+from neo_jax.model import linear
 from neo_jax.model.attention import Cache
 from neo_jax.model.block import Block
 from neo_jax.model.coords import COORDS, Rotary, rotary
@@ -37,7 +37,7 @@ REMAT_POLICIES = {
     "full": _POLICIES.nothing_saveable,  # only the layer's input
     "dots": _POLICIES.save_from_both_policies(  # products with weights too
         _POLICIES.dots_with_no_batch_dims_saveable,
-        _POLICIES.save_only_these_names(quantized.CHECKPOINT_NAME, grouped.CHECKPOINT_NAME),
+        _POLICIES.save_only_these_names(linear.CHECKPOINT_NAME, grouped.CHECKPOINT_NAME),
     ),
     "offload": _POLICIES.save_and_offload_only_these_names(  # the layer's input, in the host's memory
         names_which_can_be_saved=[],
@@ -103,7 +103,7 @@ class Transformer(nnx.Module):
         return constrain(x, "batch", "length", "width")
 
     def embed_tokens(self, tokens_BL: jax.Array) -> jax.Array:
-        return self.token_embed[...].astype(self.dtype)[tokens_BL]
+        return self.token_embed[...][tokens_BL].astype(self.dtype)
 
     def __call__(self, batch: Batch) -> jax.Array:
         """Final hidden states [B, L, D] of packed rows."""

@@ -270,6 +270,10 @@ def test_unknown_kind_lists_the_valid_ones(field: str) -> None:
             "model.num_kv_heads: 4 does not divide model.num_heads = 6",
         ),
         (
+            ["model.reduce_dtype=bfloat16"],
+            "model.reduce_dtype: 'bfloat16' is neither 'float32' nor model.dtype = 'float32'",
+        ),
+        (
             ["model.head_dim=62"],
             "model.head_dim: 62 is not divisible by 4, for coords.kind 'thw'",
         ),

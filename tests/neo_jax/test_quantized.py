@@ -58,7 +58,7 @@ def product_and_gradients(kind, dtype):
     x, w, g = (rng.standard_normal(shape) for shape in ((24, 40), (40, 16), (24, 16)))
     x[3] *= 1e3  # scales are of its own row, so that this one does not drown the others
     x, w, g = (jnp.asarray(a, dtype) for a in (x, w, g))
-    y, pull = jax.vjp(quantized.product(kind), x, w)
+    y, pull = jax.vjp(quantized.product(kind, "float32"), x, w)
     found = y, *pull(g)
     assert all(array.dtype == dtype for array in found)
     return tuple(np.asarray(array, np.float32) for array in (x, w, g, *found))
@@ -89,7 +89,8 @@ def test_none_is_the_plain_product():
         return x @ weight.astype(x.dtype)
 
     def ours(weight, x):
-        linear = Linear({"embed": 8}, {"mlp": 4}, params_lib.zeros, product=quantized.product("none"))
+        product = quantized.product("none", "float32")
+        linear = Linear({"embed": 8}, {"mlp": 4}, params_lib.zeros, product=product)
         return params_lib.bind(linear, {"weight": weight})(x)
 
     def text(function):
@@ -184,7 +185,7 @@ def test_cache_continues_as_the_whole_row():
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "qwix", None)
     with pytest.raises(UserError, match=r"model.quantization: 'int8' needs qwix: pip install 'neo_jax\["):
-        quantized.product.__wrapped__("int8")
+        quantized.product.__wrapped__("int8", "float32")
 
 
 def test_verification_of_an_export_is_in_float32():
