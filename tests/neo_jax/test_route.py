@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from data_pipelines import pack, schema
-from neo_jax import params as params_lib
+from neo_jax import mesh as mesh_lib, params as params_lib, step as step_lib
 from neo_jax.model import route
 from neo_jax.model.transformer import Transformer
 from tests.neo_jax import rows
@@ -20,15 +21,15 @@ def model_and_params(**changes):
     return model, specs, jax.jit(lambda key: params_lib.init(specs, key))(jax.random.key(0))
 
 
-def two_sided_batch(row_tokens=64, row_patches=32):
-    """Rows that keep both budgets of a cut in the middle."""
+def two_sided_batch(row_tokens=64, row_patches=32, num_rows=3):
+    """Rows that keep both budgets of a cut in the middle; past the third they are empty."""
     rng = np.random.default_rng(0)
     grids = [((2, 3), (3, 3)), ((1, 4), (2, 4), (2, 3)), ((4, 5),)]
     documents = [
         [rows.document(rng, grid, words=(3, 5, 2, 4)), rows.document(rng, ((1, 2),), (2, 3))]
         for grid in grids
     ]
-    batch = pack.stack(documents, 3, row_tokens, row_patches, rows.PATCH_DIM)
+    batch = pack.stack(documents, num_rows, row_tokens, row_patches, rows.PATCH_DIM)
     visual = (batch["kinds"] == schema.PATCH).sum(axis=1)
     text = (batch["kinds"] == schema.TEXT).sum(axis=1)
     assert (visual <= row_tokens // 2).all() and (text <= row_tokens // 2).all() and visual.any()
@@ -55,6 +56,43 @@ def test_permuted_equals_blended_values_and_gradients():
         np.testing.assert_allclose(gradient, wanted, rtol=0, atol=bound, err_msg=path)
         if "/visual/" in path:
             assert float(jnp.abs(gradient).max()) > 0, path
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    """Loss, its sums and gradients of a routed model, whose cut is not where a split row is cut."""
+    one_stack = {"num_layers": 2, "pre_buffer": 0, "route.visual_share": 0.55}
+    model, specs, params = model_and_params(**MODALITY, **one_stack)
+    batch = two_sided_batch(num_rows=4)
+    assert route.budgets(64, model.visual_share) == (29, 35) and not route.misrouted(batch, 0.55)
+
+    def loss(params, batch):
+        sums = step_lib.loss_sums(params_lib.bind(model, params), batch, 1)
+        return sums["loss"] / sums["weight"], sums
+
+    compute = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return compute, specs, params, batch, compute(params, batch)
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 4}, {"tensor": 2, "context": 2}], ids=str)
+def test_split_over_devices_equals_one_device(on_one_device, axes):
+    """With `context` the permutation moves tokens from device to device."""
+    compute, specs, params, batch, ((expected, sums), gradients) = on_one_device
+    config = base.mesh()
+    config.update(num_devices=4, **axes)
+    mesh = mesh_lib.make(config)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(params, mesh_lib.param_shardings(mesh, specs))
+        (value, split_sums), split_gradients = compute(split, mesh_lib.put_batch(mesh, batch))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_array_equal(split_sums["misrouted_tokens"], 0)
+    np.testing.assert_array_equal(split_sums["visual_tokens"], sums["visual_tokens"])
+    for path, gradient in split_gradients.items():
+        bound = 1e-5 * float(jnp.abs(gradients[path]).max())
+        np.testing.assert_allclose(gradient, gradients[path], rtol=0, atol=bound, err_msg=path)
+    weight = split["layers/mlp/visual/gate/weight"]
+    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    assert weight.addressable_shards[0].data.size == weight.size // parts
 
 
 def test_flops_of_a_routed_layer_are_those_of_a_dense_layer():
