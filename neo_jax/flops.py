@@ -58,7 +58,8 @@ def train_flops(
             continue
         total += (4 + 2 * (path in trainable)) * uses(path) * math.prod(spec.shape)
     if model.tie_embeddings:
-        total += 6 * sizes["supervised_tokens"] * model.hidden_size * model.vocab_size
+        products = 4 + 2 * ("token_embed" in trainable)
+        total += products * sizes["supervised_tokens"] * model.hidden_size * model.vocab_size
     # Query-key products, then values.
     channels = COORDS[model.coords.kind](model.coords, model.head_dim).qk_size + model.head_dim
     return total + 6 * float(metrics["attended_pairs"]) * model.num_heads * channels * model.num_layers

@@ -24,6 +24,13 @@ def test_hand_count():
     # Frozen weights save their own gradient: 4 instead of 6 operations per weight and token.
     frozen = flops.train_flops(config, specs, everything - {"head"}, counts)
     assert frozen == 6 * (forward + attention) - 2 * 3 * D * V
+    # A tied head is the token table, and trains with it.
+    config = rows.tiny_model(num_layers=1, pre_buffer=0, num_kv_heads=2, tie_embeddings=True)
+    assert "head" not in params_lib.abstract(Transformer(config))
+    specs.pop("head")
+    for trainable in everything, everything - {"token_embed"}:
+        tied = flops.train_flops(config, specs, trainable, counts)
+        assert tied == 6 * (forward + attention) - 2 * 3 * D * V * ("token_embed" not in trainable)
 
 
 def test_against_xla(monkeypatch):
