@@ -85,7 +85,9 @@ def make_train_step(
             return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
 
         def add(total: tuple, part: Batch) -> tuple[tuple, None]:
-            return jax.tree.map(jnp.add, total, gradients(params, part, scale)), None
+            grads, sums = gradients(params, part, scale)
+            # Or XLA adds up all of the head's gradient on every device, and splits it after the last part.
+            return jax.tree.map(jnp.add, total, (jax.lax.optimization_barrier(grads), sums)), None
 
         batches = jax.tree.map(split, dict(batch))
         zero = jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], batches), scale)

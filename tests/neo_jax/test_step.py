@@ -94,17 +94,20 @@ def test_accumulated_equals_one_batch(straight):
 
 
 @pytest.mark.parametrize(
-    "axes",
+    ("axes", "parts"),
     [
-        {"data": 4},
-        {"fsdp": 4},
-        {"fsdp": 2, "tensor": 2},
-        {"data": 2, "context": 2},
-        {"tensor": 2, "context": 2},
+        ({"data": 4}, 1),
+        ({"fsdp": 4}, 1),
+        ({"fsdp": 2, "tensor": 2}, 1),
+        ({"fsdp": 2, "tensor": 2}, 2),
+        ({"data": 2, "context": 2}, 1),
+        ({"fsdp": 2, "context": 2}, 2),
+        ({"tensor": 2, "context": 2}, 1),
     ],
 )
-def test_sharded_equals_unsharded(straight, axes):
-    setup, (expected, losses, _) = Setup(), straight
+def test_sharded_equals_unsharded(straight, axes, parts):
+    """Also where each device accumulates; test_aot.py looks at what it holds meanwhile."""
+    setup, (expected, losses, _) = Setup(accumulate=parts, batch_size=4), straight
     config = base.mesh()
     config.update(num_devices=4, **axes)
     mesh = mesh_lib.make(config)
@@ -164,8 +167,10 @@ def test_remat_and_depth_of_stacks_do_not_change_values():
         return step_lib.loss_sums(params_lib.bind(model, params), batch, SOURCES)["loss"]
 
     expected = jax.jit(jax.value_and_grad(lambda p: loss(setup.model, p)))(params)
-    remat = Transformer(rows.tiny_model(remat_policy="full"))
-    assert_close(jax.jit(jax.value_and_grad(lambda p: loss(remat, p)))(params), expected, atol=1e-4)
+    for policy in ("full", "offload"):  # a CPU has one memory; test_aot.py looks for what a TPU offloads
+        remat = Transformer(rows.tiny_model(remat_policy=policy))
+        found = jax.jit(jax.value_and_grad(lambda p, remat=remat: loss(remat, p)))(params)
+        assert_close(found, expected, atol=1e-4)
 
     # The same layers without a pre-buffer: one stack of three.
     one_stack = Transformer(rows.tiny_model(pre_buffer=0))
