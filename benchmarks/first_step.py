@@ -19,7 +19,7 @@ import time
 from data_pipelines import build
 from neo_jax import config as config_lib
 
-REPEATS = 3
+REPEATS = 5
 FLAGS = ("--config.train.log_every=1", "--config.eval.splits=()")
 
 
