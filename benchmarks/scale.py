@@ -27,13 +27,19 @@ AXES = {
     "layers": (2, 4, 8),
     "width": (128, 256, 512),
     "length": (512, 1024, 2048),
+    "experts": (1, 4, 8),  # learned, each token through two of half the width; 1 is dense
 }
 SPAN = 512  # of documents, see rows.py
 VISUAL_SHARE = 0.625  # of a row's tokens
 
 
 def config_of(
-    layers: int = 4, width: int = 256, length: int = 1024, tokens: int = TOKENS, routed: bool = False
+    layers: int = 4,
+    width: int = 256,
+    length: int = 1024,
+    experts: int = 1,
+    tokens: int = TOKENS,
+    routed: bool = False,
 ) -> FrozenConfigDict:
     c = base.get_config()
     m = c.model
@@ -43,6 +49,8 @@ def config_of(
     if routed:
         m.route.attention = m.route.mlp = m.route.norm = "modality"
         m.route.visual_share = VISUAL_SHARE
+    if experts > 1:
+        m.route.mlp, m.experts.num, m.experts.per_token = "topk", experts, 2
     c.stages = ("full",)
     patches = int(VISUAL_SHARE * length)
     c.stage.full = base.stage(

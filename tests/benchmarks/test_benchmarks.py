@@ -96,7 +96,11 @@ def test_experts():
 
 def test_scale():
     size = dict(layers=2, width=64, length=128, tokens=128)
-    assert scale.axis({"2": scale.config_of(**size)}, repeats=1)["2"]["seconds"] > 0
+    table = scale.axis({str(num): scale.config_of(experts=num, **size) for num in (1, 4)}, repeats=1)
+    assert table["1"]["seconds"] > 0 and table["4"]["seconds"] > 0
+    tokens = (scale.batch_of(scale.config_of(**size))["kinds"] > 0).sum()
+    router = 6 * tokens * 2 * 64 * 4  # layers, width, experts
+    assert table["4"]["flops"] == table["1"]["flops"] + router
     layers = scale.layers(repeats=1, **size)
     assert layers["modality"]["seconds"] > 0
     assert 0.95 < layers["modality"]["flops"] / layers["shared"]["flops"] < 1.1  # norms and their blending
