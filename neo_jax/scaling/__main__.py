@@ -16,7 +16,7 @@ from neo_jax import metrics
 from neo_jax.errors import UserError, main_guard
 from neo_jax.scaling import figures, page, parametric, points as points_lib, presets, results as results_lib
 from neo_jax.scaling.figures import Curve
-from neo_jax.scaling.law import NAMES, Law, or_zero
+from neo_jax.scaling.law import FLOPS_PER_PARAMETER_AND_TOKEN, NAMES, Law, or_zero
 from neo_jax.scaling.presets import Advice, Anchor, Exponents
 from neo_jax.scaling.results import Results, Settings
 
@@ -130,8 +130,12 @@ def curves(results: pathlib.Path, rows: Sequence[points_lib.Row]) -> list[Curve]
 
 
 def run_advise(args: argparse.Namespace) -> None:
-    law = presets.preset(args.preset) if args.preset else fitted_law(args.fit)
-    advice = presets.advise(law, args.flops, anchor(args.anchor, law))
+    law: Law | Exponents
+    if args.preset:
+        law, flops_per_nd = presets.preset(args.preset), FLOPS_PER_PARAMETER_AND_TOKEN
+    else:
+        law, flops_per_nd = fitted_law(args.fit)
+    advice = presets.advise(law, args.flops, anchor(args.anchor, law), flops_per_nd)
     loss = "" if advice.loss is None else f", for a loss of {advice.loss:.3f}"
     print(f"for {advice.flops:.3g} FLOPs train {advice.n:.3g} parameters on {advice.d:.3g} tokens{loss}")
     if advice.assumption:
@@ -145,13 +149,13 @@ def as_json(advice: Advice, law: Law | Exponents) -> dict[str, Any]:
     return dataclasses.asdict(advice) | {"law": dataclasses.asdict(law)}
 
 
-def fitted_law(path: pathlib.Path) -> Law:
-    """The law in a fit.json."""
+def fitted_law(path: pathlib.Path) -> tuple[Law, float]:
+    """(the law in a fit.json, C / (N D) of its runs)."""
     if not path.is_file():
         raise UserError(f"--fit={path}: no such file; name the fit.json of a fit")
     try:
         found = json.loads(path.read_text())
-        return Law(**{name: float(found[name]) for name in NAMES})
+        return Law(**{name: float(found[name]) for name in NAMES}), float(found["flops_per_nd"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--fit={path}: holds no law ({error!r})") from error
 

@@ -81,11 +81,17 @@ def preset(name: str) -> Law | Exponents:
     return PRESETS[name]
 
 
-def advise(law: Law | Exponents, flops: float, anchor: Anchor | None = None) -> Advice:
-    """N and D for a budget of training FLOPs: of least loss with C = 6ND, or along the printed frontier.
+def advise(
+    law: Law | Exponents,
+    flops: float,
+    anchor: Anchor | None = None,
+    flops_per_nd: float = FLOPS_PER_PARAMETER_AND_TOKEN,
+) -> Advice:
+    """N and D for a budget of training FLOPs: of least loss with C = k N D, or along the printed frontier.
 
     Args:
         anchor: for `Exponents` only; DEFAULT_ANCHOR, and said so, where there is none.
+        flops_per_nd: k, for a `Law` only; of one's own runs where it was fitted to them.
 
     Raises:
         UserError: the budget is no positive number, or the law has no optimum.
@@ -93,7 +99,7 @@ def advise(law: Law | Exponents, flops: float, anchor: Anchor | None = None) -> 
     if not (math.isfinite(flops) and flops > 0):
         raise UserError(f"--flops={flops:g}: a budget is a positive number of FLOPs, such as 1e21")
     if isinstance(law, Law):
-        n, d = (float(value) for value in law.optimum(flops))
+        n, d = (float(value) for value in law.optimum(flops, flops_per_nd))
         if not (math.isfinite(n) and math.isfinite(d)):
             raise UserError(
                 f"the law has no optimum: alpha is {law.alpha:g} and beta {law.beta:g}; widen the sweep"

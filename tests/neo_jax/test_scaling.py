@@ -289,6 +289,20 @@ def test_advice_from_a_fit_and_from_a_preset(fitted, capsys):
     assert said["law"]["a"] == 0.526
 
 
+def test_advice_from_a_fit_counts_flops_as_its_runs_do(tmp_path, capsys):
+    """The runs of the quickstart take twice 6ND: advice of 6ND would be for twice the budget."""
+    results = Path(__file__).parents[2] / "docs/scaling_quickstart/results.jsonl"
+    command.main(["fit", f"--results={results}", f"--out={tmp_path}", "--bootstrap=0"])
+    found = json.loads((tmp_path / "fit.json").read_text())
+    assert found["flops_per_nd"] == pytest.approx(11.85, abs=0.01)
+    capsys.readouterr()
+    for reported in found["advice"]:
+        command.main(["advise", f"--fit={tmp_path}/fit.json", f"--flops={reported['flops']}", "--json"])
+        said = json.loads(capsys.readouterr().out.splitlines()[-1])
+        for name in ("n", "d", "loss"):
+            assert said[name] == pytest.approx(reported[name]), name
+
+
 def test_the_command_on_a_table_from_elsewhere(tmp_path):
     argv = [sys.executable, "-m", "neo_jax.scaling", "fit", f"--results={CHINCHILLA}", f"--out={tmp_path}"]
     argv += [
