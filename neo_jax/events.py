@@ -56,7 +56,7 @@ def goodput(events: list[dict[str, Any]]) -> dict[str, float]:
     taken: list[tuple[int, float]] = []  # (step a stretch of training began at, seconds), of what may be lost
     for event, following in itertools.zip_longest(events, events[1:]):
         kind, step = event["doing"], event["step"]
-        if kind == RESTORE:  # goes on from `step`: what was trained after it is taken again
+        if kind == START:  # from `step`, 0 without a checkpoint: what was trained after it is taken again
             lost = sum(length for began, length in taken if began >= step)
             seconds["lost"] += lost
             seconds[TRAIN] -= lost

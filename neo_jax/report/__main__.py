@@ -29,6 +29,7 @@ def render(run: run_lib.Run) -> str:
     sections = (
         ("What was trained", summary.setup(run)),
         ("Curves", results.curves(run)),
+        ("Where the time went", summary.times(run)),
         ("Retrieval", results.retrieval(run)),
         ("Captions of held-out images", results.samples(run)),
         ("What the model sees", _packed_row(run)),
@@ -42,7 +43,7 @@ def render(run: run_lib.Run) -> str:
         join(
             "Made by ",
             element("code", f"python -m neo_jax.report --workdir={run.workdir}"),
-            " from config.json, metrics.jsonl, eval.json, samples.json and the data folder.",
+            " from config.json, metrics.jsonl, events.jsonl, eval.json, samples.json and the data folder.",
         ),
     )
 

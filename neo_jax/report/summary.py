@@ -110,6 +110,36 @@ def _numbers(run: Run) -> Iterator[tuple[str, str]]:
     yield "non-finite steps skipped", str(run.steps[-1]["nonfinite_steps"])
 
 
+# What the kinds of events.goodput are called, in the order of the table.
+_TIMES = {
+    events.TRAIN: "steps that were kept",
+    "lost": "steps taken again after a restart",
+    events.START: "start",
+    events.RESTORE: "restoring a checkpoint",
+    events.COMPILE: "compiling, and the first batch",
+    events.EVAL: "held-out losses",
+    events.SAVE: "saving checkpoints",
+    "idle": "not running: between an end, or a kill, and the next start",
+}
+
+
+def times(run: Run) -> Html:
+    """What the run did with its time."""
+    if not run.events:
+        return element("p", f"There is no {events.FILE} in the workdir.", class_="missing")
+    seconds = events.goodput(run.events)
+    total = sum(seconds[kind] for kind in _TIMES)
+    rows = [
+        [words, _clock(seconds[kind]), percent(seconds[kind] / total if total else 0.0)]
+        for kind, words in _TIMES.items()
+    ]
+    starts = sum(event["doing"] == events.START for event in run.events)
+    caption = (
+        f"{_clock(total)} from the first start to the last event; started {starts} time{'s' * (starts > 1)}."
+    )
+    return table(("What", "time", "share"), rows, caption)
+
+
 def setup(run: Run) -> Html:
     """Model, data, stages, versions and credits."""
     specs = _specs(run)

@@ -41,6 +41,20 @@ def test_time_by_kind_of_a_run_that_was_killed_and_resumed():
     )
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_lost_its_steps():
+    lines = log(
+        (0, events.START, 0),
+        (10, events.TRAIN, 0),
+        (50, events.TRAIN, 400),  # killed: no checkpoint to restore
+        (60, events.START, 0),
+        (70, events.TRAIN, 0),
+        (120, events.ENDED, 500),
+    )
+    seconds = events.goodput(lines)
+    assert (seconds[events.TRAIN], seconds["lost"], seconds["idle"]) == (50, 40, 10)
+    assert seconds["goodput"] == pytest.approx(50 / 120)
+
+
 def test_nothing_logged_yet():
     assert events.goodput([])["goodput"] == 0
     assert events.goodput(log((0, events.START, 0)))["goodput"] == 0

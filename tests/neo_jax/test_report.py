@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from data_pipelines.loader import read_drawings
 from data_pipelines.page import markup
-from neo_jax import stages as stages_lib, workdir as workdir_lib
+from neo_jax import events, stages as stages_lib, workdir as workdir_lib
 from neo_jax.errors import main_guard
 from neo_jax.report import __main__ as command, charts
 from tests import browser
@@ -110,12 +111,35 @@ def write_evaluation(workdir: Path, config) -> None:
     (workdir / "samples.json").write_text(json.dumps(samples))
 
 
+def write_events(workdir: Path) -> None:
+    """A run that was killed after 100 s and took 40 s of its steps again."""
+    lines = [
+        (0, events.START, 0),
+        (10, events.COMPILE, 0),
+        (30, events.TRAIN, 0),
+        (60, events.SAVE, 100),
+        (61, events.TRAIN, 100),
+        (101, events.TRAIN, 200),
+        (121, events.START, 100),
+        (123, events.RESTORE, 100),
+        (126, events.COMPILE, 100),
+        (128, events.TRAIN, 100),
+        (200, events.ENDED, 300),
+    ]
+    (workdir / events.FILE).write_text(
+        "".join(
+            json.dumps({"time": 1e9 + time, "doing": kind, "step": step}) + "\n" for time, kind, step in lines
+        )
+    )
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, quickstart_data) -> Path:
     """A finished run, and its report.html."""
     workdir = tmp_path_factory.mktemp("report") / "run"
     workdir_lib.claim(workdir, quickstart_data)
     write_metrics(workdir, quickstart_data)
+    write_events(workdir)
     write_evaluation(workdir, quickstart_data)
     command.main([f"--workdir={workdir}"])
     return workdir
@@ -147,6 +171,23 @@ def test_captions_are_there_and_escaped(workdir):
     assert page.count('class="mark"') == 3 * 24
     for number in ("41.2%", "32.6%", "7.3%", "2.340"):
         assert number in page
+
+
+def test_where_the_time_went(workdir):
+    page = html.unescape((workdir / "report.html").read_text())
+    table = re.sub("<[^>]*>", "|", page.partition("Where the time went")[2])
+    told = {line[0]: line[1:] for line in re.findall(r"\|([^|]+)\|+(\d+ min \d+ s)\|+([\d.]+%)\|", table)}
+    assert told == {
+        "steps that were kept": ("1 min 42 s", "51.0%"),
+        "steps taken again after a restart": ("0 min 40 s", "20.0%"),
+        "start": ("0 min 12 s", "6.0%"),
+        "restoring a checkpoint": ("0 min 3 s", "1.5%"),
+        "compiling, and the first batch": ("0 min 22 s", "11.0%"),
+        "held-out losses": ("0 min 0 s", "0.0%"),
+        "saving checkpoints": ("0 min 1 s", "0.5%"),
+        "not running: between an end, or a kill, and the next start": ("0 min 20 s", "10.0%"),
+    }
+    assert "3 min 20 s from the first start to the last event; started 2 times." in table
 
 
 def test_without_evaluation_the_rest_is_there(workdir, tmp_path):
