@@ -6,6 +6,7 @@ One checkpoint holds the train state (arrays) and, as JSON, the data position an
 """
 
 import argparse
+import contextlib
 import pathlib
 from collections.abc import Sequence
 from types import TracebackType
@@ -76,6 +77,22 @@ class Checkpoints:
             self._pending = self._checkpointer.save_checkpointables_async(
                 step, {"state": state}, custom_metadata=record
             )
+
+    def poll(self) -> None:
+        """Waits for nothing.
+
+        Raises:
+            UserError: the last save has failed by now; the checkpoints before it are whole.
+        """
+        try:
+            self._look()
+        except Exception as error:
+            raise self._failed(self._saving, error) from error
+
+    def _look(self) -> None:
+        if self._pending is not None:
+            with contextlib.suppress(TimeoutError):  # still being written
+                self._pending.result(timeout=0)
 
     def wait(self) -> None:
         """Blocks until the last save is on disk.

@@ -121,11 +121,12 @@ class EmergencyCheckpoints(Checkpoints):
     def _make_way(self, lasting: bool) -> None:
         if lasting or self._manager is None:
             self.wait()
-            return
-        try:  # the first slice may still write into the workdir: its turn comes with the next that is to last
+        else:  # the first slice may still write into the workdir: its turn comes with the next that is to last
+            self.poll()
+
+    def _look(self) -> None:
+        if self._manager is not None:
             self._manager.check_for_errors()
-        except Exception as error:
-            raise self._failed(self._saving, error) from error
 
     def _start(self, step: int, state: Any, record: dict[str, Any], lasting: bool) -> None:
         self._saving_lasting = lasting

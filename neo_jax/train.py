@@ -296,6 +296,7 @@ class Run:
                 return step, state, None  # the next stage saves this step, with its own optimizer state
             due = step == stage.start or step % train.save_every == 0 or step in train.keep_steps
             due = at_end or (step > 0 and due)
+            self.checkpoints.poll()
             due_locally = bool(train.local_folder) and step > 0 and step % train.local_every == 0
             stop = self.interrupt.poll(self.mesh)
             if due or due_locally or stop:

@@ -313,6 +313,22 @@ def test_full_disk_keeps_the_checkpoints_before_it(command, tmp_path):
     assert "params/patch_embed/patch/weight (192, 32) float32" in result.stdout
 
 
+def test_a_save_that_fails_stops_the_run_long_before_the_next_save(command, tmp_path):
+    """Of the checkpoints of steps 3 and 6 one fits into their folder; the next would be the last step's."""
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    more = ("--config.stage.full.steps=400", "--config.train.save_every=1000", "--config.train.keep_steps=3,6")
+    script = f"""
+        mount -t tmpfs -o size=8m tmpfs {folder} || exit 99
+        {shlex.join(command(tmp_path / "run", *more))}
+        echo "exit code $?"
+    """
+    result = run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script])
+    assert "exit code 1" in result.stdout, result.stdout + result.stderr
+    assert "error: saving checkpoint" in result.stderr and "/6 failed" in result.stderr, result.stderr
+    assert 6 <= logged(tmp_path / "run")[-1]["step"] < 200
+
+
 def test_checkpoint_folder_that_turns_read_only_keeps_the_checkpoints_before(command, tmp_path):
     """A mount of its own, in a namespace of its own, is made read-only once it holds a checkpoint."""
     folder = tmp_path / "run" / "checkpoints"
