@@ -86,6 +86,15 @@ class Group:
                 "see what they log, and start all again"
             ) from error
 
+    def tell(self, name: str, value: str) -> None:
+        """Process 0 lets all others know something; every name can be used once."""
+        if self.count > 1:
+            self.client.key_value_set(f"neo_jax/told/{name}", value)
+
+    def told(self, name: str) -> str:
+        """What process 0 told, in another one that was let go on after it."""
+        return self.client.blocking_key_value_get(f"neo_jax/told/{name}", 1000 * START_TIMEOUT_S)
+
     @contextlib.contextmanager
     def in_turn(self, name: str, timeout_s: float) -> Iterator[None]:
         """Process 0 goes first, then all others at once: what it writes is there when they look."""

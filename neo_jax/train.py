@@ -93,7 +93,12 @@ def take_steps(
     if group.count > 1:
         print(group.describe(mesh), flush=True)
     with group.in_turn("workdir and data", config.train.start_timeout_s):
+        if not group.leads:
+            workdir_lib.check_shared(workdir, group.told("run"))
         workdir_lib.claim(workdir, config)
+        if group.leads:
+            group.tell("run", workdir_lib.run_id(workdir))
+        workdir_lib.check_writable(workdir)
         if (workdir / "checkpoints" / "0").exists():  # no run writes one before its first step
             raise UserError(
                 f"--workdir={workdir} holds a model, but no run; start one in another folder with "

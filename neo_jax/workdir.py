@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import re
+import socket
 import subprocess
 import uuid
 from typing import Any
@@ -63,6 +64,27 @@ def claim(workdir: pathlib.Path, config: FrozenConfigDict) -> None:
         "flags": [_flags()],
     }
     _write(path, record)
+
+
+def check_shared(workdir: pathlib.Path, run: str) -> None:
+    """Raises UserError unless this process finds the run there that process 0 claimed the folder for."""
+    if not (workdir / "config.json").is_file() or run_id(workdir) != run:
+        raise UserError(
+            f"--workdir={workdir} is not shared: what process 0 wrote into it is not there on this host; name "
+            "a folder that all hosts mount"
+        )
+
+
+def check_writable(workdir: pathlib.Path) -> None:
+    """Raises UserError unless this process can write checkpoints, as it will have to after many steps."""
+    folder = workdir / "checkpoints"
+    file = folder / f"written-by-{socket.gethostname()}-{os.getpid()}"
+    try:
+        folder.mkdir(exist_ok=True)
+        file.write_text("a test, to be deleted")
+        file.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: no checkpoint can be written there: {error.strerror}") from error
 
 
 def differences(old: FrozenConfigDict, new: FrozenConfigDict) -> list[str]:

@@ -169,6 +169,17 @@ def test_mistake_seen_by_one_process_ends_all(quickstart_data, tmp_path):
     assert "Traceback" not in output
 
 
+def test_workdir_that_is_not_shared_is_told(quickstart_data, tmp_path):
+    """A folder of the same name on every host is another folder on each, as here the second process's."""
+    log = tmp_path / "log"
+    argv = pair(tmp_path / "run", quickstart_data)
+    with start(argv, 2, log, {1: [f"--workdir={tmp_path}/other"]}) as group:
+        code, output = finish(group, log)
+    assert code == EXIT_USER_ERROR and codes(group) == [EXIT_USER_ERROR] * 2, output
+    assert f"[1] error: --workdir={tmp_path}/other is not shared: what process 0 wrote" in output
+    assert not (tmp_path / "other").exists() and checkpoints(tmp_path / "run") == []
+
+
 def test_barrier_says_who_is_missing(tmp_path):
     output = run(member_command("barrier", tmp_path, "data=2"), 2, tmp_path / "log")
     assert "[0] process 0 waited 2 s at 'the meeting' for process 1: " in output

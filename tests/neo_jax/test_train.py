@@ -329,6 +329,21 @@ def test_a_save_that_fails_stops_the_run_long_before_the_next_save(command, tmp_
     assert 6 <= logged(tmp_path / "run")[-1]["step"] < 200
 
 
+def test_checkpoint_folder_that_cannot_be_written_is_told_before_the_first_step(command, tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    script = f"""
+        mount --bind {folder} {folder} && mount -o remount,bind,ro {folder} || exit 99
+        {shlex.join(command(tmp_path / "run"))}
+        echo "exit code $?"
+    """
+    result = run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script])
+    assert "exit code 1" in result.stdout, result.stdout + result.stderr
+    message = f"error: {folder}: no checkpoint can be written there: Read-only file system"
+    assert result.stderr.splitlines() == [message]
+    assert logged(tmp_path / "run") == []
+
+
 def test_checkpoint_folder_that_turns_read_only_keeps_the_checkpoints_before(command, tmp_path):
     """A mount of its own, in a namespace of its own, is made read-only once it holds a checkpoint."""
     folder = tmp_path / "run" / "checkpoints"
