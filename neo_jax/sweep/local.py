@@ -144,7 +144,7 @@ def run(
         say: takes a line for a person.
 
     Returns EXIT_OK when every cell has ended, EXIT_INTERRUPTED after SIGINT or SIGTERM, which running cells
-    get too.
+    get too, or where a cell was stopped by itself: the same call goes on with it and its branches.
     """
     if retry:
         for cell in sweep.cells:
@@ -171,14 +171,17 @@ def run(
                 if cell.trunk in running or cell.trunk in [other.name for other in waiting]:
                     continue
                 trunk = ending(sweep, by_name[cell.trunk]) if cell.trunk else Ending(DONE)
-                if trunk.status not in (DONE, UNFINISHED):
+                if trunk.status == UNFINISHED:  # something stopped it, and it is not started again here
+                    waiting.remove(cell)
+                    say(f"{cell.name} unfinished: its trunk {cell.trunk} was stopped; run the sweep again")
+                elif trunk.status != DONE:
                     _record(
                         sweep.run_folder(cell),
                         Ending(BLOCKED, message=f"its trunk {cell.trunk} {trunk.status}"),
                     )
                     waiting.remove(cell)
                     after_each()
-                elif trunk.status == DONE and len(running) < jobs and not asked:
+                elif len(running) < jobs and not asked:
                     waiting.remove(cell)
                     running[cell.name] = (cell, _start(sweep, cell), time.monotonic())
                     say(f"{cell.name} starts")

@@ -232,6 +232,8 @@ if name == "failed":
     sys.exit("Traceback...\\nerror: no such data")
 if name == "diverged":
     print("error: 11 steps had a non-finite loss"); sys.exit({diverged})
+if name == "stopped" and (workdir / "attempts").read_text() == "x":
+    sys.exit({interrupted})
 if name == "slow" and (workdir / "attempts").read_text() == "x":
     time.sleep(60)
 seen = dict(tokens=1000, visual_tokens=300, supervised_tokens=500, images=33, documents=33, flops=6e9)
@@ -239,7 +241,7 @@ seen |= {"tokens/noto": 600, "tokens/fluent": 400}
 lines = [dict(step=5, loss=3.0, source_loss=dict(noto=3.0), seen=seen)]
 lines.append(dict(step=20, eval=dict(dev=2.5), eval_source=dict(dev=dict(noto=2.0, fluent=3.0)), seen=seen))
 (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
-""".replace("{diverged}", str(EXIT_NONFINITE))
+""".replace("{diverged}", str(EXIT_NONFINITE)).replace("{interrupted}", str(EXIT_INTERRUPTED))
 
 
 class Stubbed(local.Sweep):
@@ -290,6 +292,21 @@ def test_what_fails_and_diverges_is_kept_and_reported(tmp_path):
     assert attempts(sweep)["failed"] == 1
     assert run(sweep, retry=True) == EXIT_OK
     assert attempts(sweep) == {"good": 1, "failed": 2, "diverged": 1, "branch": 0}
+
+
+def test_a_trunk_that_alone_was_stopped_goes_on_with_its_branch(tmp_path):
+    said = []
+    sweep = stubbed(tmp_path, "stopped", "good", "branch", trunk="stopped")
+    assert run(sweep, say=said.append) == EXIT_INTERRUPTED
+    assert attempts(sweep) == {"stopped": 1, "good": 1, "branch": 0}
+    assert "branch unfinished: its trunk stopped was stopped; run the sweep again" in said
+    assert {row["name"]: row["status"] for row in table.write(sweep)} == {
+        "stopped": "unfinished",
+        "good": "done",
+        "branch": "unfinished",
+    }
+    assert run(sweep) == EXIT_OK
+    assert attempts(sweep) == {"stopped": 2, "good": 1, "branch": 1}
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path):
