@@ -5,7 +5,8 @@ MEGASCALE_*, which JAX reads by itself. On GPUs the manifest names the first pod
 
 How it ends: an exit code of FATAL_EXIT_CODES fails the JobSet at once; any other failure of a pod (a signal,
 an eviction, a lost machine) fails its job and restarts the whole JobSet, `max_restarts` times. Python is
-process 1 of its container, with no shell around it, and so gets SIGTERM.
+process 1 of its container, with no shell around it, and so gets SIGTERM. That does nothing
+to a process 1 unless handled: neo_jax.train handles it before it imports anything else.
 
 Quotas, queues and node pools belong to the owner of the cluster: the manifest only names them.
 """

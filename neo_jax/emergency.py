@@ -121,8 +121,8 @@ class EmergencyCheckpoints(Checkpoints):
     def _make_way(self, lasting: bool) -> None:
         if lasting or self._manager is None:
             self.wait()
-        else:  # the first slice may still write into the workdir: its turn comes with the next that is to last
-            self.poll()
+        else:
+            self.poll()  # the first slice may still write into the workdir: the next that is to last waits
 
     def _look(self) -> None:
         if self._manager is not None:

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,8 @@ class Interrupt:
         abandoned: work goes on in a thread that nothing can stop: end with distributed.leave.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    # With what they usually do.
+    SIGNALS: ClassVar = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
     def __init__(self, watch: Watch) -> None:
         self.asked: str | None = None
@@ -110,11 +111,12 @@ class Interrupt:
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self._previous.items():
+        for number, handler in self.SIGNALS.items():
             signal.signal(number, handler)
 
     def __enter__(self) -> "Interrupt":
-        self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        for number in self.SIGNALS:
+            signal.signal(number, self._handle)
         return self
 
     def __exit__(

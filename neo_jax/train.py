@@ -5,11 +5,17 @@
 The same command again goes on where the last checkpoint left off. Exit codes: see errors.py.
 """
 
+from neo_jax import errors
+
+if __name__ == "__main__":
+    errors.end_at_sigterm()  # also while the rest is imported, which takes seconds
+
 import argparse
 import dataclasses
 import gc
 import pathlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
@@ -68,7 +74,9 @@ def main(argv: Sequence[str]) -> int:
 
 def train(config: ConfigDict, workdir: pathlib.Path, allow_data_change: bool = False) -> int:
     """Takes all steps of a resolved config that are not yet taken; returns the exit code."""
-    group, limits = distributed.start(config.mesh), config.train
+    with ThreadPoolExecutor(1) as thread:  # this one sees signals while it waits for the other processes
+        group = thread.submit(distributed.start, config.mesh).result()
+    limits = config.train
     with (
         Watch(group, limits.silence_timeout_s, limits.start_timeout_s) as watch,
         Interrupt(watch) as interrupt,

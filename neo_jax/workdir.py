@@ -70,8 +70,8 @@ def check_shared(workdir: pathlib.Path, run: str) -> None:
     """Raises UserError unless this process finds the run there that process 0 claimed the folder for."""
     if not (workdir / "config.json").is_file() or run_id(workdir) != run:
         raise UserError(
-            f"--workdir={workdir} is not shared: what process 0 wrote into it is not there on this host; name "
-            "a folder that all hosts mount"
+            f"--workdir={workdir} is not shared: what process 0 wrote into it is not there on this host; "
+            "name a folder that all hosts mount"
         )
 
 

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -175,6 +176,42 @@ def test_sigterm_saves_and_the_same_command_goes_on(command, tmp_path):
     assert [line["step"] for line in logged(tmp_path) if "loss" in line] == list(range(1, STEPS + 1))
 
 
+def handles_sigterm(process):
+    """As process 1 of a container gets no other signals."""
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+    return int(caught[1], 16) >> (signal.SIGTERM - 1) & 1
+
+
+def test_sigterm_while_modules_are_imported_ends_the_run(command, tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path / "run"), cwd=ROOT, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    while not handles_sigterm(process):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (
+        EXIT_INTERRUPTED,
+        "SIGTERM: nothing begun; the same command goes on\n",
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_while_joining_the_others_ends_the_run(command, tmp_path):
+    """Process 0, which coordinates, takes the call and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        names = (distributed.NUM_PROCESSES, distributed.COORDINATOR, distributed.PROCESS_ID)
+        values = ("2", f"127.0.0.1:{silent.getsockname()[1]}", "1")
+        process = subprocess.Popen(
+            command(tmp_path / "run"), cwd=ROOT, env=ENVIRONMENT | dict(zip(names, values, strict=True))
+        )
+        silent.settimeout(120)
+        silent.accept()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == EXIT_INTERRUPTED
+
+
 def test_workdir_says_what_it_is(smoke_workdir):
     names = {path.name for path in smoke_workdir.iterdir()}
     assert {"config.json", "checkpoints", "metrics.jsonl", "tensorboard"} <= names
@@ -317,7 +354,8 @@ def test_a_save_that_fails_stops_the_run_long_before_the_next_save(command, tmp_
     """Of the checkpoints of steps 3 and 6 one fits into their folder; the next would be the last step's."""
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
-    more = ("--config.stage.full.steps=400", "--config.train.save_every=1000", "--config.train.keep_steps=3,6")
+    fields = {"stage.full.steps": 400, "train.save_every": 1000, "train.keep_steps": "3,6"}
+    more = [f"--config.{name}={value}" for name, value in fields.items()]
     script = f"""
         mount -t tmpfs -o size=8m tmpfs {folder} || exit 99
         {shlex.join(command(tmp_path / "run", *more))}
