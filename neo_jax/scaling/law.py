@@ -65,8 +65,9 @@ class Law:
         G = (alpha A / (beta B))^(1 / (alpha + beta)).
         """
         product, exponents = np.asarray(flops, float) / k, self.exponents
-        total = self.alpha + self.beta
-        scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / total) if total > 0 else math.nan
+        scale = math.nan  # no optimum: one of the terms is not there
+        if self.alpha > 0 and self.beta > 0:
+            scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         return scale * product ** exponents["a"], product ** exponents["b"] / scale
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Scaling laws against published fits, known truths and brute force; the commands as a user runs them."""
 
 import csv
+import dataclasses
 import json
 import re
 import subprocess
@@ -134,6 +135,14 @@ def test_the_optimum_is_the_lowest_point_of_its_budget():
     assert np.log(reducible[1] / reducible[0]) / np.log(100) == pytest.approx(
         -PUBLISHED.exponents["c_reducible"]
     )
+
+
+@pytest.mark.parametrize("gone", ["alpha", "beta"])
+def test_a_law_without_one_of_its_terms_has_no_optimum(gone):
+    law = dataclasses.replace(PUBLISHED, **{gone: 0.0})
+    assert np.isnan(law.optimum(1e20)).all()
+    with pytest.raises(UserError, match="the law has no optimum"):
+        presets.advise(law, 1e20)
 
 
 def isoflop_runs(noise: float = 0.0) -> Points:
