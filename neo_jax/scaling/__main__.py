@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from neo_jax import metrics
+from neo_jax import metrics, validate
 from neo_jax.errors import UserError, main_guard
 from neo_jax.scaling import figures, page, parametric, points as points_lib, presets, results as results_lib
 from neo_jax.scaling.figures import Curve
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     fit.add_argument(
         "--min_flops", type=float, default=0.0, help="runs of fewer FLOPs take no part in exponent c"
     )
-    fit.add_argument("--by", default="arm", help="column that tells arms apart (default %(default)s)")
+    fit.add_argument("--by", help="column that tells arms apart (default arm, if there is one)")
     fit.add_argument("--json", action="store_true", help="print fit.json as the last line")
     advise = commands.add_parser("advise", help="N and D for a budget, by a published law or a fit")
     law = advise.add_mutually_exclusive_group(required=True)
@@ -77,7 +77,11 @@ def run_fit(args: argparse.Namespace) -> None:
         raise UserError(f"--delta={args.delta:g}: must be positive")
     columns = {name: getattr(args, name) for name in ("n", "d", "c", "loss", "drop_highest")}
     rows = points_lib.read(args.results)
-    settings = Settings(columns, args.delta, args.bootstrap, args.seed, args.min_flops, args.by)
+    names = sorted(set().union(*rows))
+    if args.by is not None and args.by not in names:
+        nearest = validate.nearest(args.by, names)
+        raise UserError(f"--by={args.by}: the results have no such column; did you mean {nearest}?")
+    settings = Settings(columns, args.delta, args.bootstrap, args.seed, args.min_flops, args.by or "arm")
     results = results_lib.analyse(rows, settings)
     try:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from neo_jax.scaling.law import Array
-from neo_jax.scaling.points import Points
+from neo_jax.scaling.points import BUDGET, Points
 
 SAME_BUDGET = 1.1  # without a column `budget`: neighbours in C whose ratio is below this are of one budget
 MIN_IN_VALLEY = 3  # different N: a parabola has three numbers
@@ -69,8 +69,8 @@ class PowerLaw:
 
 def budgets(points: Points) -> list[Points]:
     """The runs by budget, rising: by the column `budget` of a sweep's table, else by C."""
-    if points.rows and points.rows[0].get("budget") not in (None, ""):
-        keys = np.array([float(row.get("budget") or "nan") for row in points.rows])
+    if points.rows and points.rows[0].get(BUDGET) not in (None, ""):
+        keys = np.array([float(row.get(BUDGET) or "nan") for row in points.rows])
         return [points.take(keys == key) for key in np.unique(keys[np.isfinite(keys)])]
     order = np.argsort(points.c, kind="stable")
     ends: np.ndarray = np.flatnonzero(np.diff(np.log(points.c[order])) > np.log(SAME_BUDGET)) + 1

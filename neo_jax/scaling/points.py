@@ -21,6 +21,7 @@ MIN_POINTS = 6  # the law has five numbers
 MIN_VALUES = 3  # different N and different D
 RESULTS = ("results.parquet", "results.jsonl")  # what a sweep writes into its folder
 N, D, C, LOSS = "n_non_embedding", "tokens", "flops", "loss"  # its columns
+BUDGET = "budget"  # the column of an IsoFLOP sweep that says which runs are to be compared
 
 Row = Mapping[str, Any]
 
@@ -55,7 +56,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of a table: CSV, JSON lines, Parquet, or the folder of a sweep.
 
     Raises:
-        UserError: there is no such table, or it is empty or damaged.
+        UserError: there is no such table, or it is empty or damaged, or a budget is no number.
     """
     if path.is_dir():
         found = [path / name for name in RESULTS if (path / name).is_file()]
@@ -75,6 +76,12 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
         raise UserError(f"--results={path}: damaged: {str(error).splitlines()[0]}") from error
     if not rows:
         raise UserError(f"--results={path}: holds no run")
+    for i, row in enumerate(rows, 1):
+        if row.get(BUDGET) not in (None, "") and not _is_number(row[BUDGET]):
+            raise UserError(
+                f"--results={path}: row {i}, column {BUDGET}: {row[BUDGET]!r} is no number of FLOPs; correct "
+                "it, or rename a column that says something else"
+            )
     return rows
 
 
@@ -189,6 +196,14 @@ def _unusable(row: Row, numbers: Mapping[str | None, float]) -> str:
 
 def _name(row: Row, index: int) -> str:
     return str(row.get("name", f"row {index + 1}"))
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def number(value: Any) -> float:

@@ -16,7 +16,12 @@ from neo_jax.scaling.law import FLOPS_PER_PARAMETER_AND_TOKEN, Law
 
 @dataclasses.dataclass(frozen=True)
 class Exponents:
-    """A published frontier without its factors; `loss_factor`: L = loss_factor C^c, where it is printed."""
+    """A published frontier without its factors.
+
+    Attributes:
+        loss_factor: L = loss_factor C^c, where it is printed.
+        caveat: what its advice does not count.
+    """
 
     E: float | None
     alpha: float
@@ -26,6 +31,7 @@ class Exponents:
     c: float | None
     d: float | None = None
     loss_factor: float | None = None
+    caveat: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +51,11 @@ class Anchor:
 # theirs.
 DEFAULT_ANCHOR = Anchor.of_ratio(1e21, 20.0)
 
+_LATE = (
+    "late fusion spends C = 6 (N_v D_v + N D), and its N_v is not printed: this D is all of C / 6N at the "
+    "anchor, too many tokens by what the vision encoder takes"
+)
+
 PRESETS: dict[str, Law | Exponents] = {
     # Hoffmann et al. 2022, equation 10; Besiroglu et al. 2024, table 1: the same runs, fitted again.
     "chinchilla_hoffmann": Law(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28),
@@ -53,7 +64,7 @@ PRESETS: dict[str, Law | Exponents] = {
     "shukor_early_captions": Exponents(1.569, 0.311, 0.339, 0.520, 0.479, -0.0610, 0.919),
     "shukor_early_interleaved": Exponents(1.966, 0.297, 0.338, 0.532, 0.468, -0.0459, 0.879),
     "shukor_early_text": Exponents(2.222, 0.308, 0.338, 0.525, 0.477, -0.0420, 0.909),
-    "shukor_late_avg": Exponents(1.891, 0.290, 0.338, 0.636, 0.462, -0.0494, 0.673),
+    "shukor_late_avg": Exponents(1.891, 0.290, 0.338, 0.636, 0.462, -0.0494, 0.673, caveat=_LATE),
     "shukor_sparse_early_avg": Exponents(2.158, 0.710, 0.372, 0.361, 0.656, -0.0470, 1.797),  # N: active
     # Early fusion by share of captions, interleaved documents and text, in percent.
     "shukor_mix_45_45_10": Exponents(None, 0.301, 0.335, 0.527, 0.474, -0.0492, loss_factor=29.57),
@@ -117,4 +128,4 @@ def advise(
         f"{through.flops:.0e} FLOPs "
         "(20 tokens per parameter, an assumption); set your own with --anchor=N@FLOPS"
     )
-    return Advice(flops, n, d, loss, assumed)
+    return Advice(flops, n, d, loss, "; ".join(filter(None, (assumed, law.caveat))))

@@ -207,6 +207,9 @@ def test_presets_are_the_printed_tables():
     own = presets.advise(shukor, 1e22, presets.Anchor(1e20, 1e9))
     assert own.n == pytest.approx(1e9 * 100**0.526)
     assert not own.assumption
+    late = presets.preset("shukor_late_avg")
+    for anchor in (None, presets.Anchor(1e20, 1e9)):
+        assert "6 (N_v D_v + N D)" in presets.advise(late, 1e22, anchor).assumption
     hoffmann = presets.preset("chinchilla_hoffmann")
     assert isinstance(hoffmann, Law)
     assert hoffmann.exponents["a"] == pytest.approx(0.46, abs=0.01)  # as printed, like alpha and beta
@@ -342,7 +345,7 @@ def test_what_the_runs_do_not_show_is_told_as_0_everywhere():
 def with_rows(folder: Path, change) -> str:
     """A damaged table."""
     path = sweep_table(folder)
-    rows = change([json.loads(line) for line in path.read_text().splitlines()])
+    rows = change([json.loads(line) | {"together": ""} for line in path.read_text().splitlines()])
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return f"--results={path}"
 
@@ -362,8 +365,9 @@ ALL = {
 @pytest.mark.parametrize("case", ALL)
 def test_results_that_cannot_be_fitted(case, tmp_path):
     change, message = ALL[case]
+    by = [] if case == "no_column" else ["--by=together"]
     with pytest.raises(UserError) as caught:
-        command.main(["fit", with_rows(tmp_path, change), f"--out={tmp_path}/out", "--by=none"])
+        command.main(["fit", with_rows(tmp_path, change), f"--out={tmp_path}/out", *by])
     assert message in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -391,6 +395,10 @@ def test_more_outliers_than_runs_leave_none(count, left):
         (["advise", "--preset=chinchilla_hoffmann", "--flops=1e20", "--anchor=1e9@1e20"], "its own factors"),
         (["advise", "--fit=nowhere.json", "--flops=1e20"], "no such file"),
         (["fit", "--results=nowhere", "--out=out"], "no such file or folder"),
+        (
+            ["fit", f"--results={CHINCHILLA}", "--out=out", "--by=Model_size"],
+            "--by=Model_size: the results have no such column; did you mean Model Size?",
+        ),
         (
             ["fit", "--results=/", "--out=out"],
             "holds no results.parquet or results.jsonl; have neo_jax.sweep run or status write them, with "
@@ -427,6 +435,13 @@ def test_damaged_tables_are_named(tmp_path):
         path.write_text('{"loss": 1}\n\n' + line)
         with pytest.raises(UserError, match=f"rows.jsonl: damaged: line 3: {why}"):
             points.read(path)
+
+
+def test_a_budget_that_is_no_number_is_named(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("name,budget,loss\nfirst,,2\nsecond,1e18,2\nthird,small,2\n")
+    with pytest.raises(UserError, match=r"rows\.csv: row 3, column budget: 'small' is no number of FLOPs"):
+        points.read(path)
 
 
 def test_the_copied_points_are_those_of_the_figure():
