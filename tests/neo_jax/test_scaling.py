@@ -14,7 +14,17 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from neo_jax.errors import UserError
-from neo_jax.scaling import __main__ as command, frontier, isoflop, page, parametric, points, presets, results
+from neo_jax.scaling import (
+    __main__ as command,
+    figures,
+    frontier,
+    isoflop,
+    page,
+    parametric,
+    points,
+    presets,
+    results,
+)
 from neo_jax.scaling.law import Law
 from neo_jax.scaling.points import Points
 from tests import browser
@@ -313,6 +323,36 @@ def test_advice_from_a_fit_counts_flops_as_its_runs_do(tmp_path, capsys):
         said = json.loads(capsys.readouterr().out.splitlines()[-1])
         for name in ("n", "d", "loss"):
             assert said[name] == pytest.approx(reported[name]), name
+
+
+def test_a_sweeps_folder_gives_the_loss_curves_of_its_runs(tmp_path):
+    """Of three steps each; one left no metrics, and two lines tell no training loss."""
+    runs = of(PUBLISHED, *grid(3))
+    table, told = [], []
+    for i in range(len(runs)):
+        name, workdir = f"cell{i}", tmp_path / "runs" / f"cell{i}"
+        cell = {"name": name, "status": "done", "workdir": f"runs/{name}", "loss": runs.loss[i]}
+        table.append(cell | {"n_non_embedding": runs.n[i], "tokens": runs.d[i], "flops": runs.c[i]})
+        workdir.mkdir(parents=True)
+        line = [(runs.c[i] * share, runs.loss[i] / share) for share in (0.25, 0.5, 1.0)]
+        if i != 4:
+            lines = [{"step": s, "loss": loss, "seen": {"flops": c}} for s, (c, loss) in enumerate(line, 1)]
+            lines.insert(1, {"step": 1, "eval": {"dev": 3.0}, "seen": {"flops": line[0][0]}})
+            lines.append({"step": 3, "eval": {"dev": 2.5}, "seen": {"flops": line[2][0]}})
+            (workdir / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+            told.append((name, line))
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in table))
+    rows = points.read(tmp_path)
+    assert command.curves(tmp_path, rows) == command.curves(path, rows) == told
+    assert command.curves(CHINCHILLA, points.read(CHINCHILLA)) == []
+    axes = figures.loss_curves(told).axes[0]
+    assert [list(zip(*drawn.get_data(), strict=True)) for drawn in axes.lines] == [line for _, line in told]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [name for name, _ in told]
+    command.main(["fit", f"--results={tmp_path}", f"--out={tmp_path}/out", "--bootstrap=0"])
+    assert (tmp_path / "out" / "loss_curves.png").read_bytes().startswith(b"\x89PNG")
+    curves = (tmp_path / "out" / "loss_curves.svg").read_text()
+    assert curves[curves.index("<svg") :] in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_command_on_a_table_from_elsewhere(tmp_path):
