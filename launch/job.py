@@ -14,7 +14,7 @@ from neo_jax.errors import EXIT_NONFINITE, EXIT_USAGE, EXIT_USER_ERROR, UserErro
 from neo_jax.hardware import Slice, Target
 
 # Exit codes after which the same command would fail again: it is not restarted. All other failures (a signal,
-# a lost machine, a hang) are restarted, `max_restarts` times.
+# a lost machine, a hang, a fault of devices or storage) are restarted, `max_restarts` times.
 FATAL_EXIT_CODES = (EXIT_USER_ERROR, EXIT_USAGE, EXIT_NONFINITE)
 
 # How many processes the launcher starts: a run refuses to start with fewer. Where JAX does not find out by

@@ -16,7 +16,7 @@ import jax
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from neo_jax.errors import SaveFailed, UserError, main_guard
+from neo_jax.errors import SaveFailed, SaveFault, UserError, main_guard, may_pass
 
 CHUNK_BYTES = 16_000_000  # an array is compressed, written and read in pieces of this size
 
@@ -119,7 +119,8 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> SaveFailed:
         """Whatever the storage raised, told with its folder."""
-        return SaveFailed(f"saving checkpoint {self._writes_to / str(step)} failed: {first_line(error)}")
+        kind = SaveFault if may_pass(error) else SaveFailed
+        return kind(f"saving checkpoint {self._writes_to / str(step)} failed: {first_line(error)}")
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """A checkpoint's arrays, with the shapes, dtypes and shardings of `like`, and its JSON record.

@@ -13,6 +13,7 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
@@ -25,9 +26,19 @@ EXIT_USAGE = 2  # what argparse exits with
 EXIT_INTERRUPTED = 3  # SIGINT or SIGTERM, after saving
 EXIT_NONFINITE = 4  # more non-finite steps than train.max_nonfinite_steps
 EXIT_HANG = 42  # nothing went on, or another process of the run was lost: start all again (watch.py)
+EXIT_FAULT = 43  # of devices, network or storage, nobody's mistake: start all again
 
 # Faults that the user can mend: no permission, read-only, no space left, a file where a folder should be.
 _MENDABLE_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
+# Faults that may pass by themselves, of a network or a file system behind one.
+_PASSING_ERRNOS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED}
+_PASSING_ERRNOS |= {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+
+# What JAX's errors begin with when devices or the network between them fail. The two that may mean anything
+# are such a fault unless they are about compiling. Others, RESOURCE_EXHAUSTED and INVALID_ARGUMENT among
+# them, are of a program that fails again.
+_PASSING_STATUSES = ("UNAVAILABLE", "ABORTED", "CANCELLED", "DATA_LOSS", "DEADLINE_EXCEEDED")
+_VAGUE_STATUSES = ("INTERNAL", "UNKNOWN")
 
 
 class UserError(ValueError):
@@ -40,6 +51,12 @@ class SaveFailed(UserError):
     """A checkpoint could not be written (no permission, no space). Its threads may wait on for 20 minutes."""
 
 
+class SaveFault(SaveFailed):
+    """A checkpoint could not be written, by a fault that may pass."""
+
+    exit_code = EXIT_FAULT
+
+
 class ProcessLost(UserError):
     """Another process of the run did not come to where all meet: nobody's mistake, start all again."""
 
@@ -49,8 +66,9 @@ class ProcessLost(UserError):
 def main_guard(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Runs `main` on the command line and exits with the code it returns (None is 0).
 
-    `UserError`, `DataError` and mendable `OSError`s become one line on stderr and exit code 1. When nobody
-    reads its output any more (`| head`) it ends by SIGPIPE, as other tools do.
+    `UserError`, `DataError` and mendable `OSError`s become one line on stderr and exit code 1; what may pass
+    keeps its traceback and ends with EXIT_FAULT. When nobody reads its output any more (`| head`) it ends by
+    SIGPIPE, as other tools do.
     """
     try:
         try:
@@ -61,10 +79,13 @@ def main_guard(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         print(flush=True)  # ends the process, unless another pipe is broken
         raise
-    except (UserError, DataError, OSError) as error:
+    except Exception as error:
         message = explain(error)
         if message is None:
-            raise
+            if not may_pass(error):
+                raise
+            traceback.print_exception(error)
+            end_now(exit_code(error))
         print(f"error: {message}", file=sys.stderr)
         if isinstance(error, SaveFailed):
             end_now(exit_code(error))
@@ -94,7 +115,21 @@ def end_now(code: int) -> NoReturn:
 
 def exit_code(error: BaseException) -> int:
     """The code that a command ends with for an error."""
-    return error.exit_code if isinstance(error, UserError) else EXIT_USER_ERROR
+    if isinstance(error, UserError):
+        return error.exit_code
+    return EXIT_FAULT if may_pass(error) else EXIT_USER_ERROR
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same command may go well the next time, with nothing mended."""
+    if isinstance(error, OSError):
+        return error.errno in _PASSING_ERRNOS
+    if type(error).__name__ != "JaxRuntimeError":  # this module does not import JAX
+        return False
+    text = str(error)
+    return text.startswith(_PASSING_STATUSES) or (
+        text.startswith(_VAGUE_STATUSES) and "compil" not in text.lower()
+    )
 
 
 def explain(error: BaseException) -> str | None:

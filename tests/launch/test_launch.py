@@ -160,7 +160,7 @@ def test_the_mesh_is_fitted_to_the_machines(topology, num_slices, mesh, pretrain
 
 def test_codes_that_end_a_job_are_those_of_mistakes():
     assert set(FATAL_EXIT_CODES) == {errors.EXIT_USER_ERROR, errors.EXIT_USAGE, errors.EXIT_NONFINITE}
-    assert errors.EXIT_INTERRUPTED not in FATAL_EXIT_CODES
+    assert not {errors.EXIT_INTERRUPTED, errors.EXIT_HANG, errors.EXIT_FAULT} & set(FATAL_EXIT_CODES)
 
 
 GKE = ["--backend=gke", "--topology=v5p:4x4x4", "--image=I", "--name=n"]

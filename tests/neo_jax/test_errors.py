@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import pytest
 
 from data_pipelines.errors import DataError
 from neo_jax import errors
+from neo_jax.checkpoint import Checkpoints
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,36 @@ def test_our_own_errors_pass(error: Exception) -> None:
 
     with pytest.raises(type(error)):
         errors.main_guard(main)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: connection to slice 1 lost"), errors.EXIT_FAULT),
+        (jax.errors.JaxRuntimeError("INTERNAL: NCCL operation ncclAllReduce failed"), errors.EXIT_FAULT),
+        (jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed to compile TPU kernel"), errors.EXIT_USER_ERROR),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), errors.EXIT_USER_ERROR),
+        (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: shapes"), errors.EXIT_USER_ERROR),
+        (ValueError("UNAVAILABLE: ours"), errors.EXIT_USER_ERROR),
+        (OSError(errno.ESTALE, "Stale file handle"), errors.EXIT_FAULT),
+        (OSError(errno.EIO, "Input/output error"), errors.EXIT_FAULT),
+        (OSError(errno.ENOSPC, "No space left on device"), errors.EXIT_USER_ERROR),
+    ],
+)
+def test_faults_that_may_pass_have_a_code_of_their_own(error: Exception, code: int, tmp_path: Path) -> None:
+    assert errors.exit_code(error) == code
+    if isinstance(error, OSError):  # while saving
+        with Checkpoints(tmp_path, keep=1) as checkpoints:
+            assert errors.exit_code(checkpoints._failed(3, error)) == code
+
+
+def test_a_fault_that_may_pass_keeps_its_traceback() -> None:
+    script = "from neo_jax import errors\ndef main(argv): raise OSError(5, 'Input/output error')\n"
+    result = subprocess.run(
+        [sys.executable, "-c", script + "errors.main_guard(main)"], capture_output=True, text=True
+    )
+    assert result.returncode == errors.EXIT_FAULT
+    assert result.stderr.startswith("Traceback") and result.stderr.endswith("Input/output error\n")
 
 
 @pytest.mark.parametrize("code", [None, errors.EXIT_OK, errors.EXIT_INTERRUPTED])
