@@ -53,9 +53,11 @@ class Group:
 
     def describe(self, mesh: jax.sharding.Mesh) -> str:
         """The first line that this process logs; all must ask for it, each waits for all."""
-        self.client.key_value_set(f"neo_jax/host/{self.index}", self.host)
-        self.barrier("start", START_TIMEOUT_S)
-        hosts = len({host for _, host in self.client.key_value_dir_get("neo_jax/host/")})
+        hosts = 1
+        if self.count > 1:
+            self.client.key_value_set(f"neo_jax/host/{self.index}", self.host)
+            self.barrier("start", START_TIMEOUT_S)
+            hosts = len({host for _, host in self.client.key_value_dir_get("neo_jax/host/")})
         axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         share = mesh_lib.share(mesh)
         return (

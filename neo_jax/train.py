@@ -98,8 +98,7 @@ def take_steps(
 ) -> int:
     """As `train`, of one process among those of the group."""
     mesh = mesh_lib.make(config.mesh)
-    if group.count > 1:
-        print(group.describe(mesh), flush=True)
+    print(group.describe(mesh), flush=True)
     with group.in_turn("workdir and data", config.train.start_timeout_s):
         if not group.leads:
             workdir_lib.check_shared(workdir, group.told("run"))

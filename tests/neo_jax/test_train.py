@@ -168,6 +168,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(command, tmp_path):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == EXIT_INTERRUPTED
     saved, _, _ = checkpoint(tmp_path)
+    assert re.match(
+        r"process 0 of 1 on .* \(1 host in all\): 1 of 1 cpu devices, mesh data=1 .* rows\n", output
+    )
     assert f"SIGTERM: saved step {saved}; run the same command to go on" in output
     assert not any(line["step"] > int(saved) for line in logged(tmp_path))
     resumed = run(command(tmp_path))
