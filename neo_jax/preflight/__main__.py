@@ -1,7 +1,7 @@
 """Compiles a config's train step for a TPU topology, on this CPU: memory, FLOPs, transfers, step time, MFU.
 
-    python -m neo_jax.preflight --config=configs/neo_2b.py --topology=v5e:4x4 [--num_slices=2] [--json]
-    python -m neo_jax.preflight --all
+    python -m neo_jax.preflight --config=configs/neo_2b.py --topology=v5e:4x4 [--num_slices=2] [--out=FILE]
+    python -m neo_jax.preflight --all [--out=FILE]
 
 Needs the libtpu wheel (`pip install libtpu`) and minutes. On another number of devices than config.mesh says,
 `tensor`, `context` and the rows of a device stay, and weights are split over the rest. Exit code 5: the step
@@ -12,8 +12,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 # Before JAX and libtpu are loaded: no device, so that others may compile at the same time, no question to a
 # metadata server, no logs.
@@ -62,9 +63,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--search", action="store_true", help="find the most rows per device that fit")
     parser.add_argument("--all", action="store_true", help="a table of the shipped configs and topologies")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--out", type=Path, help="file to write the same JSON object to")
     args = config_lib.parse_args(parser, argv, required=False)
+    if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):
+        raise UserError(f"--out={args.out}: name a file, in a folder that exists")
     if args.all:
-        return _all(args.json)
+        return _all(args)
     if args.config is None or args.topology is None:
         parser.error("needs --config and --topology, or --all")
     for name in ("num_slices", "document_tokens"):
@@ -85,9 +89,16 @@ def main(argv: Sequence[str]) -> int:
     elif args.search:
         extra["max_rows_per_device"] = search.most_rows(result)
         print(f"at most {extra['max_rows_per_device']} rows per device fit")
-    if args.json:
-        print(json.dumps(report.as_json(result) | extra))
+    _hand_over(report.as_json(result) | extra, args)
     return code
+
+
+def _hand_over(found: Mapping[str, Any], args: argparse.Namespace) -> None:
+    """Prints and writes the JSON object, as the flags say."""
+    if args.json:
+        print(json.dumps(found))
+    if args.out is not None:
+        args.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def _stage(config: FrozenConfigDict, name: str | None) -> str:
@@ -98,7 +109,7 @@ def _stage(config: FrozenConfigDict, name: str | None) -> str:
     return name
 
 
-def _all(as_json: bool) -> int:
+def _all(args: argparse.Namespace) -> int:
     """Compiles everything of SHIPPED that is there, one after the other; the exit code says if all fit."""
     results = []
     for path, topology, num_slices in SHIPPED:
@@ -108,8 +119,7 @@ def _all(as_json: bool) -> int:
         results.append((path, result))
         print(report.row(path, result), file=sys.stderr, flush=True)
     print(report.table(results))
-    if as_json:
-        print(json.dumps({f"{path} on {r.target.name}": report.as_json(r) for path, r in results}))
+    _hand_over({f"{path} on {r.target.name}": report.as_json(r) for path, r in results}, args)
     return 0 if all(result.fits for _, result in results) else EXIT_DOES_NOT_FIT
 
 

@@ -1,6 +1,6 @@
 """A result of preflight in words, as a row of a table, and as the JSON that other programs read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neo_jax.hardware import GiB
@@ -23,24 +23,21 @@ def text(result: Result) -> str:
         f"batch: {stage.batch_size} rows of {stage.row_tokens} tokens and {stage.row_patches} patches, "
         f"{result.rows_per_device} rows per device, in {stage.accumulate} part(s); assumed: {result.rows}",
     ]
-    kept = result.state_bytes
     lines.append(f"memory per device, of {target.hbm_limit / GiB:.2f} GiB:")
-    lines += [f"  {name:<14}{size / GiB:8.2f} GiB" for name, size in kept.items()]
+    lines += [f"  {name:<14}{size / GiB:8.2f} GiB" for name, size in _categories(result).items()]
     if isinstance(result.program, OutOfMemory):
         lines.append(f"  needed        {result.needed / GiB:8.2f} GiB")
         lines.append(f"the compiler: {result.program.message.splitlines()[0][:200]}")
         return "\n".join(lines)
     memory, estimate = result.program.memory, result.estimate
     assert estimate is not None, "a program was compiled"
-    other = memory["arguments"] - sum(kept.values())
     lines += [
-        f"  batch, scalars{other / GiB:8.2f} GiB",
-        f"  temporaries   {memory['temporaries'] / GiB:8.2f} GiB",
         f"  peak          {memory['peak'] / GiB:8.2f} GiB  {'fits' if result.fits else 'DOES NOT FIT'}",
         f"  in host memory{memory['host'] / GiB:8.2f} GiB",
         f"FLOPs per device and step: {estimate.model_flops:.3e} of the model, {estimate.hlo_flops:.3e} "
         f"compiled ({estimate.hlo_flops / estimate.model_flops:.2f}x), {estimate.kernel_flops:.2e} of them "
-        "in attention kernels",
+        "in attention kernels; XLA's own count, with every loop's body once and no kernel: "
+        f"{result.program.cost_flops:.3e}",
         f"traffic of memory: {estimate.traffic_bytes / GiB:.1f} GiB",
         "transfers per device and step:",
     ]
@@ -55,6 +52,15 @@ def text(result: Result) -> str:
         f"{result.program.host_bytes / GiB:.1f} GiB of this machine's memory",
     ]
     return "\n".join(lines)
+
+
+def _categories(result: Result) -> dict[str, int]:
+    """Bytes of memory per device by what they hold; where no program fits, of the state alone."""
+    if isinstance(result.program, OutOfMemory):
+        return result.state_bytes
+    memory = result.program.memory
+    other = memory["arguments"] - sum(result.state_bytes.values())
+    return result.state_bytes | {"batch, scalars": other, "temporaries": memory["temporaries"]}
 
 
 def row(path: str, result: Result) -> str:
@@ -74,8 +80,9 @@ def table(results: Sequence[tuple[str, Result]]) -> str:
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """The fixed keys; None where nothing could be compiled."""
-    estimate = result.estimate
+    """The fixed keys, then the rest of what `text` says; None where nothing could be compiled."""
+    program, estimate = result.program, result.estimate
+    compiled = None if isinstance(program, OutOfMemory) else program
     return {
         "fits": result.fits,
         "hbm_bytes_per_device": int(result.needed),
@@ -85,4 +92,25 @@ def as_json(result: Result) -> dict[str, Any]:
         "step_time_estimate_s": estimate.step_s if estimate else None,
         "mfu_estimate": estimate.mfu if estimate else None,
         "bound_by": estimate.bound_by if estimate else "memory capacity",
+        "hbm_bytes_by_category": _categories(result),
+        "host_memory_bytes_per_device": compiled.memory["host"] if compiled else None,
+        "xla_cost_flops_per_device": compiled.cost_flops if compiled else None,
+        "collectives": _collectives(estimate.transfers) if estimate else None,
+        "lower_s": compiled.lower_s if compiled else None,
+        "compile_s": compiled.compile_s if compiled else None,
+        "compiler_memory_bytes": compiled.host_bytes if compiled else None,
     }
+
+
+def _collectives(
+    transfers: Mapping[tuple[str, str, bool], tuple[float, float]],
+) -> list[dict[str, Any]]:
+    """One object per kind and mesh axes; `bytes` are received per device and step."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for (kind, axes, overlapped), (times, size) in sorted(transfers.items()):
+        fresh = {"kind": kind, "axes": axes, "times": 0.0, "bytes": 0.0, "overlapped_bytes": 0.0}
+        entry = found.setdefault((kind, axes), fresh)
+        entry["times"] += times
+        entry["bytes"] += size
+        entry["overlapped_bytes"] += size if overlapped else 0.0
+    return list(found.values())

@@ -22,6 +22,12 @@ from neo_jax.preflight.program import OutOfMemory
 from tests.conftest import ROOT
 
 V5E = Target(hardware.parse("v5e:2x2"))
+JSON_KEYS = {
+    "fits", "hbm_bytes_per_device", "hbm_limit_bytes", "model_flops_per_device", "hlo_flops_per_device",
+    "step_time_estimate_s", "mfu_estimate", "bound_by", "hbm_bytes_by_category",
+    "host_memory_bytes_per_device", "xla_cost_flops_per_device", "collectives", "lower_s", "compile_s",
+    "compiler_memory_bytes",
+}  # fmt: skip
 
 
 def small_config(**changes) -> FrozenConfigDict:
@@ -176,11 +182,19 @@ def test_step_of_a_small_config(tpu_compiler, capsys):
     assert result.fits and sum(result.state_bytes.values()) < result.needed < V5E.hbm_limit
     gathered = sum(size for (_, axes, _), (_, size) in found.transfers.items() if axes == "fsdp")
     assert gathered > 2 * params_lib.count(specs) * 2 * 3 / 4  # bfloat16, forward and backward
-    assert set(report.as_json(result)) == {
-        "fits", "hbm_bytes_per_device", "hbm_limit_bytes", "model_flops_per_device", "hlo_flops_per_device",
-        "step_time_estimate_s", "mfu_estimate", "bound_by",
-    }  # fmt: skip
-    assert "bound by" in report.text(result)
+    text, told = report.text(result), report.as_json(result)
+    assert set(told) == JSON_KEYS
+    assert all(value is not None for value in told.values())
+    assert f"kernel: {told['xla_cost_flops_per_device']:.3e}" in text and "bound by" in text
+    assert 0 < told["xla_cost_flops_per_device"] < found.hlo_flops - kernels  # two layers count as one
+    categories = told["hbm_bytes_by_category"]
+    assert list(categories) == ["parameters", "optimizer", "batch, scalars", "temporaries"]
+    assert categories["batch, scalars"] > 8 * 512 * 3 * 32**2  # bytes of pixels
+    for entry in told["collectives"]:
+        kinds = [(entry["kind"], entry["axes"], beside) for beside in (False, True)]
+        waited, overlapped = (found.transfers.get(kind, (0, 0))[1] for kind in kinds)
+        assert (entry["bytes"], entry["overlapped_bytes"]) == (waited + overlapped, overlapped)
+    assert sum(entry["bytes"] for entry in told["collectives"] if entry["axes"] == "fsdp") == gathered
 
 
 def fake_compile(fits):
@@ -226,12 +240,15 @@ def test_what_does_not_fit_says_what_would(faked, fits, told, tmp_path, capsys):
     file = tmp_path / "config.py"
     config = json.dumps(small_config(**{"model.remat_policy": "none"}).to_dict())
     file.write_text(f"import json\ndef get_config():\n    return json.loads({config!r})\n")
-    code = command.main([f"--config={file}", "--topology=v5e:2x2", "--json"])
+    written = tmp_path / "found.json"
+    code = command.main([f"--config={file}", "--topology=v5e:2x2", "--json", f"--out={written}"])
     out = capsys.readouterr().out
     assert code == command.EXIT_DOES_NOT_FIT
     assert told in out
     last = json.loads(out.splitlines()[-1])
     assert last["fits"] is False and last["hbm_bytes_per_device"] == 20 * hardware.GiB
+    assert set(last) == JSON_KEYS and set(last["hbm_bytes_by_category"]) == {"parameters", "optimizer"}
+    assert json.loads(written.read_text()) == last
 
 
 @pytest.mark.parametrize(
@@ -246,6 +263,8 @@ def test_what_does_not_fit_says_what_would(faked, fits, told, tmp_path, capsys):
         (["--topology=h100:8"], "only TPU programs"),
         (["--topology=v5e:2x2", "--stage=third"], "--stage=third: the config has"),
         (["--topology=v5e:2x2", "--num_slices=0"], "--num_slices: must be positive"),
+        (["--topology=v5e:2x2", "--out=/"], "--out=/: name a file, in a folder that exists"),
+        (["--all", "--out=no/such/found.json"], "--out=no/such/found.json: name a file"),
     ],
 )
 def test_bad_input_is_one_line(flags, message):
