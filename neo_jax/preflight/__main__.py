@@ -60,7 +60,9 @@ def main(argv: Sequence[str]) -> int:
         default=1024,
         help="length of the documents that rows are assumed to hold",
     )
-    parser.add_argument("--search", action="store_true", help="find the most rows per device that fit")
+    parser.add_argument(
+        "--search", action="store_true", help="find the most rows per device that fit at once"
+    )
     parser.add_argument("--all", action="store_true", help="a table of the shipped configs and topologies")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--out", type=Path, help="file to write the same JSON object to")
@@ -88,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"does not fit; {search.suggestion(result)}")
     elif args.search:
         extra["max_rows_per_device"] = search.most_rows(result)
-        print(f"at most {extra['max_rows_per_device']} rows per device fit")
+        print(f"at most {extra['max_rows_per_device']} rows per device fit at once")
     _hand_over(report.as_json(result) | extra, args)
     return code
 

@@ -223,6 +223,16 @@ def test_largest_batch(faked):
     assert search.most_rows(result) == 13
 
 
+def test_largest_batch_of_a_config_that_accumulates(faked):
+    """Its 16 rows per device fit in parts, but only 6 of them at once."""
+    faked(lambda config: config.stage.only.batch_size // config.stage.only.accumulate <= 4 * 6)
+    result = search.check(
+        small_config(**{"stage.only.batch_size": 16, "stage.only.accumulate": 4}), "only", V5E
+    )
+    assert result.fits and result.rows_per_device == 16
+    assert search.most_rows(result) == 6
+
+
 @pytest.mark.parametrize(
     ("fits", "told"),
     [
@@ -231,6 +241,7 @@ def test_largest_batch(faked):
             lambda c: c.stage.only.accumulate == 8,
             "would fit with --config.model.remat_policy=full --config.stage.only.accumulate=8",
         ),
+        (lambda c: c.model.remat_policy == "offload", "would fit with --config.model.remat_policy=offload\n"),
         (lambda c: c.stage.only.row_tokens == 512, "row_tokens=512 --config.stage.only.row_patches=256"),
         (lambda c: False, "use more devices"),
     ],
@@ -249,6 +260,46 @@ def test_what_does_not_fit_says_what_would(faked, fits, told, tmp_path, capsys):
     assert last["fits"] is False and last["hbm_bytes_per_device"] == 20 * hardware.GiB
     assert set(last) == JSON_KEYS and set(last["hbm_bytes_by_category"]) == {"parameters", "optimizer"}
     assert json.loads(written.read_text()) == last
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "expected"),
+    [
+        # An image of 2048 x 2048 pixels needs 4,096 tokens, and then a caption: half a row is too short.
+        ("sft", {}, ["offload"]),
+        # An odd number of rows per device.
+        ("sft", {"batch_size": 3 * 128}, ["offload", "accumulate=3", "offload accumulate=3"]),
+        (
+            "pretrain",
+            {"accumulate": 1},
+            [
+                "offload",
+                "accumulate=2",
+                "offload accumulate=2",
+                "offload accumulate=2 row_tokens=4096 row_patches=3072",
+                "offload accumulate=2 row_tokens=2048 row_patches=1536",
+            ],
+        ),
+        # An image of 1472 x 1472 pixels fits into half a row, but not into half of its patches.
+        (
+            "midtrain",
+            {"row_patches": 3072, "max_pixels": 1472**2},
+            ["offload", "offload row_tokens=4096 row_patches=2116"],
+        ),
+    ],
+)
+def test_what_is_suggested_for_a_shipped_config_loads(stage, changes, expected, faked):
+    faked(lambda config: False)
+    source, target = str(ROOT / "configs" / "neo_2b.py"), Target(hardware.parse("v5e:4x4"))
+    given = [(f"stage.{stage}.{name}", str(value)) for name, value in changes.items()]
+    suggested = list(search._changes(search.check(config_lib.load(source, given), stage, target)))
+    for overrides, config in suggested:
+        loaded = config_lib.load(source, given + overrides)
+        assert program.refit(loaded, stage, target) == config
+    told = [" ".join(f"{field}={value}" for field, value in overrides) for overrides, _ in suggested]
+    assert [
+        text.replace("model.remat_policy=", "").replace(f"stage.{stage}.", "") for text in told
+    ] == expected
 
 
 @pytest.mark.parametrize(
