@@ -101,7 +101,7 @@ def mesh_of(config: FrozenConfigDict, target: Target) -> Mesh:
 
 
 def compile_step(config: FrozenConfigDict, stage_name: str, mesh: Mesh) -> Program | OutOfMemory:
-    """Compiles the stage's train step with the state donated, as train.py runs it."""
+    """Compiles the stage's train step as train.py does: the state donated, and split afterwards as before."""
     model = objectives.build(config)
     specs = params_lib.abstract(model)
     stage = next(stage for stage in stages_lib.plan(config) if stage.name == stage_name)
@@ -110,7 +110,9 @@ def compile_step(config: FrozenConfigDict, stage_name: str, mesh: Mesh) -> Progr
     with jax.set_mesh(mesh):
         step = step_lib.make_train_step(model, specs, stage, trainable, len(stage.config.mixture))
         state = abstract_state(mesh, specs, stage, trainable)
-        lowered = jax.jit(step, donate_argnums=0).lower(state, abstract_batch(mesh, config, stage))
+        shardings = jax.tree.map(lambda x: x.sharding, state), mesh_lib.replicated(mesh)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
+        lowered = jitted.lower(state, abstract_batch(mesh, config, stage))
         lowered_at = time.perf_counter()
         try:
             compiled, text = schedule(lowered, xla_options.of(mesh))

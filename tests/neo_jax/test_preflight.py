@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import base
-from neo_jax import config as config_lib, hardware, params as params_lib
+from neo_jax import config as config_lib, hardware, mesh as mesh_lib, params as params_lib
 from neo_jax.errors import UserError
 from neo_jax.hardware import Target
 from neo_jax.model.mask import Intervals, dense
@@ -195,6 +196,24 @@ def test_step_of_a_small_config(tpu_compiler, capsys):
         waited, overlapped = (found.transfers.get(kind, (0, 0))[1] for kind in kinds)
         assert (entry["bytes"], entry["overlapped_bytes"]) == (waited + overlapped, overlapped)
     assert sum(entry["bytes"] for entry in told["collectives"] if entry["axes"] == "fsdp") == gathered
+
+
+def test_the_state_leaves_the_step_as_it_came(monkeypatch):
+    """As train.py asks for: no parameter is split otherwise afterwards, and metrics are everywhere."""
+    lowered = []
+
+    def refuse(step, options):
+        lowered.append(step)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20.0G of 15.75G hbm")
+
+    monkeypatch.setattr(program, "schedule", refuse)
+    result = search.check(small_config(), "only", V5E)
+    assert result.needed == 20 * hardware.GiB
+    state, metrics = lowered[0].out_info
+    mesh, specs = program.mesh_of(result.config, V5E), params_lib.abstract(Transformer(result.config.model))
+    for path, sharding in mesh_lib.param_shardings(mesh, specs).items():
+        assert state.params[path].sharding.spec == sharding.spec
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(metrics))
 
 
 def fake_compile(fits):
