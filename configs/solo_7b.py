@@ -31,14 +31,15 @@ def get_config(arg: str = "") -> ConfigDict:
     m.sliding_window = 4096  # its attention sees one key more than Mistral's own
     m.embed.kind, m.embed.merge = "linear_patch", "add"
     m.embed.patch_size, m.embed.merge_size = 32, 1
-    backbones.full_size(c, "data/solo", devices=8)
-    c.mesh.fsdp, c.mesh.tensor = 4, 2  # as its Megatron run
+    backbones.full_size(
+        c, "data/solo", devices=8
+    )  # its Megatron run has tensor = 2, which does not divide vocab_size
     c.data.template, c.data.layout, c.data.resize = "solo", "solo", "solo"
     c.data.special_tokens = ("<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>")
 
     pretraining = dict(
         batch_size=128,
-        accumulate=32,
+        accumulate=16,
         row_tokens=32768,
         row_patches=32768,
         min_pixels=32**2,

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from jax.sharding import AbstractMesh
 
 from configs import backbones, base
 from data_pipelines import schema
 from data_pipelines.loader import train_loader
 from neo_jax import (
     config as config_lib,
+    mesh as mesh_lib,
     metrics,
     params as params_lib,
     stages as stages_lib,
@@ -203,6 +205,13 @@ def expand(paths):
         return {paths}
     choices = (paths[: inner.start()] + choice + paths[inner.end() :] for choice in inner[1].split(","))
     return set(itertools.chain.from_iterable(map(expand, choices)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_mesh_divides_every_weight(name):
+    config = load(name)
+    mesh = AbstractMesh(tuple(config.mesh[axis] for axis in mesh_lib.AXES), mesh_lib.AXES)
+    assert mesh_lib.param_shardings(mesh, specs_of(config)).keys() == specs_of(config).keys()
 
 
 @pytest.mark.parametrize("form", ["", ":smoke"])
