@@ -198,6 +198,18 @@ def test_step_of_a_small_config(tpu_compiler, capsys):
     assert sum(entry["bytes"] for entry in told["collectives"] if entry["axes"] == "fsdp") == gathered
 
 
+def test_layer_inputs_in_the_host_do_not_count(tpu_compiler):
+    """Offloading compiles for a TPU, and memory of the host is not added to the device's."""
+    layers = 8
+    config = small_config(**{"model.remat_policy": "offload", "model.num_layers": layers})
+    result = search.check(config, "only", V5E)
+    memory = result.program.memory
+    assert memory["host"] == layers * 8 * 1024 * 256 * 2  # bfloat16 inputs of eight rows
+    assert (
+        sum(result.state_bytes.values()) < result.needed < memory["arguments"] + memory["temporaries"] + 2**20
+    )
+
+
 def test_the_state_leaves_the_step_as_it_came(monkeypatch):
     """As train.py asks for: no parameter is split otherwise afterwards, and metrics are everywhere."""
     lowered = []
