@@ -31,9 +31,8 @@ def get_config(arg: str = "") -> ConfigDict:
     m.sliding_window = 4096  # its attention sees one key more than Mistral's own
     m.embed.kind, m.embed.merge = "linear_patch", "add"
     m.embed.patch_size, m.embed.merge_size = 32, 1
-    backbones.full_size(
-        c, "data/solo", devices=8
-    )  # its Megatron run has tensor = 2, which does not divide vocab_size
+    # Its Megatron run has tensor = 2, which does not divide vocab_size.
+    backbones.full_size(c, "data/solo", devices=8)
     c.data.template, c.data.layout, c.data.resize = "solo", "solo", "solo"
     c.data.special_tokens = ("<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>")
 
