@@ -88,12 +88,15 @@ def partition(axes: Sequence[str]) -> PartitionSpec:
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
     """`x`, with its split over the mesh in use fixed to the rules of its logical axes.
 
-    Dimensions that the mesh does not divide stay whole. Without a mesh, x itself.
+    Dimensions that the mesh does not divide stay whole; those without a name, at the end, are XLA's to split.
+    Without a mesh, x itself.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, divisible(mesh, x.shape, partition(axes)))
+    named = divisible(mesh, x.shape[: len(axes)], partition(axes))
+    rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - len(axes))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*named, *rest))
 
 
 def divisible(mesh: Any, shape: Sequence[int], spec: PartitionSpec) -> PartitionSpec:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data_pipelines import schema
+from neo_jax.mesh import constrain
 
 
 class Routing(NamedTuple):
@@ -79,11 +80,23 @@ class Routed(nnx.Module):
         if not self.permutes or routing.order is None:
             both = self.text(x_BLD), self.visual(x_BLD)
             return jax.tree.map(lambda t, v: jnp.where(_expand(routing.visual, t), v, t), *both)
-        x_BLD = permute(x_BLD, routing.order, routing.inverse)
-        text = self.text(x_BLD[:, : routing.num_text])
-        visual = self.visual(x_BLD[:, routing.num_text :])
-        joined = jax.tree.map(lambda t, v: jnp.concatenate([t, v], axis=1), text, visual)
-        return jax.tree.map(lambda y: permute(y, routing.inverse, routing.order), joined)
+        x_BLD = by_rows(permute(by_rows(x_BLD), routing.order, routing.inverse))
+        text = self.text(by_rows(x_BLD[:, : routing.num_text]))
+        visual = self.visual(by_rows(x_BLD[:, routing.num_text :]))
+
+        def join(text: jax.Array, visual: jax.Array) -> jax.Array:
+            both = by_rows(jnp.concatenate([by_rows(text), by_rows(visual)], axis=1))
+            return by_rows(permute(both, routing.inverse, routing.order))
+
+        return jax.tree.map(join, text, visual)
+
+
+def by_rows(x: jax.Array) -> jax.Array:
+    """x [B, L, ...] split over the mesh as activations are elsewhere.
+
+    Permuted, or in two parts, XLA would split them as the weights, and add up activations over all devices.
+    """
+    return constrain(x, "batch", "length")
 
 
 def routed(kind: str, build: Callable[[], nnx.Module], permutes: bool = True) -> nnx.Module:
