@@ -44,6 +44,14 @@ SHIPPED = (
     ("configs/neo_9b.py", "v6e:16x16", 1),
     ("configs/neo_9b.py", "v6e:16x16", 2),
     ("configs/neo_9b.py", "tpu7x:4x4x4", 1),
+    ("configs/hovle_2b.py", "v5e:8x8", 1),
+    ("configs/mono_internvl_2b.py", "v5e:8x8", 1),
+    ("configs/neo_ov_2b.py", "v6e:8x16", 1),
+    ("configs/eve_7b.py", "v5p:2x4x4", 1),
+    ("configs/solo_7b.py", "v5p:2x2x2", 1),
+    ("configs/breen_7b.py", "v5p:4x4x4", 1),
+    ("configs/evev2_7b.py", "v5p:4x4x8", 1),
+    ("configs/fuyu_8b.py", "v5p:2x2x4", 1),
 )
 
 

@@ -10,7 +10,9 @@ from data_pipelines import pack, schema
 from neo_jax import mesh as mesh_lib, params as params_lib, step as step_lib
 from neo_jax.model import route
 from neo_jax.model.transformer import Transformer
+from neo_jax.preflight import search
 from tests.neo_jax import rows
+from tests.neo_jax.test_preflight import V5E, small_config
 
 MODALITY = {f"route.{module}": "modality" for module in ("attention", "mlp", "norm")}
 
@@ -135,3 +137,15 @@ def test_tokens_over_budget_are_counted(share):
     )
     assert int(route.misrouted(batch, share)) == expected
     assert int(route.misrouted(batch, 0.5)) == 0
+
+
+def test_tokens_stay_with_their_rows_on_a_tpu(tpu_compiler):
+    """Devices send what a dense model's do, and the second weights of a layer: no activations."""
+
+    def received(**changes):
+        changes = {f"model.{field}": value for field, value in changes.items()}
+        sizes = {"model.num_layers": 2, "model.num_kv_heads": 2, "mesh.num_devices": 4, "mesh.fsdp": 4}
+        result = search.check(small_config(**sizes, **changes), "only", V5E)
+        return sum(size for _, size in result.estimate.transfers.values())
+
+    assert received(**MODALITY, **{"route.visual_share": 0.75}) < 2 * received()
