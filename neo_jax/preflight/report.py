@@ -8,7 +8,7 @@ from neo_jax.preflight.program import OutOfMemory
 from neo_jax.preflight.search import Result
 
 HEADER = (
-    f"{'config':<22}{'topology':<18}{'fits':<6}{'HBM GiB':>16}{'FLOPs/model':>13}{'step s':>9}{'MFU':>7}"
+    f"{'config':<29}{'topology':<18}{'fits':<6}{'HBM GiB':>16}{'FLOPs/model':>13}{'step s':>9}{'MFU':>7}"
     f"  {'bound by':<14}{'compile s':>10}"
 )
 
@@ -65,7 +65,7 @@ def _categories(result: Result) -> dict[str, int]:
 
 def row(path: str, result: Result) -> str:
     memory = f"{result.needed / GiB:.1f} of {result.target.hbm_limit / GiB:.1f}"
-    start = f"{path:<22}{result.target.name:<18}{'yes' if result.fits else 'NO':<6}{memory:>16}"
+    start = f"{path:<29}{result.target.name:<18}{'yes' if result.fits else 'NO':<6}{memory:>16}"
     estimate = result.estimate
     if estimate is None:
         return start
