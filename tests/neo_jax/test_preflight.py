@@ -21,6 +21,7 @@ from neo_jax.preflight import __main__ as command, estimate, hlo, program, repor
 from neo_jax.preflight.estimate import Rows
 from neo_jax.preflight.program import OutOfMemory
 from tests.conftest import ROOT
+from tests.neo_jax.families import FAMILIES
 
 V5E = Target(hardware.parse("v5e:2x2"))
 JSON_KEYS = {
@@ -370,6 +371,10 @@ def test_out_of_memory_is_read_from_the_compiler():
     text = "HLO temporaries (384.00G) exceeds available HBM (15.75G)"
     assert program._needed(text) == 384 * hardware.GiB
     assert program._needed("Used 19.8G of 15.75G hbm. Exceeded by 4G") == pytest.approx(19.8 * hardware.GiB)
+
+
+def test_all_covers_every_family():
+    assert {path for path, _, _ in command.SHIPPED} == {f"configs/{name}.py" for name in FAMILIES}
 
 
 @pytest.mark.slow
