@@ -44,11 +44,10 @@ class ExpertLinear(nnx.Module):
     def __init__(self, config: ConfigDict, inputs: Sizes, outputs: Sizes):
         sizes = {"experts": config.experts.num, **inputs, **outputs}
         self.weight = parameter(sizes.values(), sizes, normal(config.init_std))
-        self.reduce_dtype = jnp.dtype(config.reduce_dtype)
 
     def __call__(self, x_SI: jax.Array, sizes_E: jax.Array) -> jax.Array:
         """Rows sorted by expert, and how many each has."""
-        return grouped(x_SI, self.weight[...].astype(self.reduce_dtype), sizes_E)
+        return grouped(x_SI, self.weight[...], sizes_E)
 
 
 class Experts(nnx.Module):
@@ -80,7 +79,8 @@ class Experts(nnx.Module):
 
     def _on_each_device(self, x_BLD: jax.Array, weight_BLk: jax.Array, expert_BLk: jax.Array) -> jax.Array:
         mesh = jax.sharding.get_abstract_mesh()
-        weights: Params = params_lib.abstract(self.experts)  # bound by now
+        bound: Params = params_lib.abstract(self.experts)
+        weights = {path: matrix.astype(self.reduce_dtype) for path, matrix in bound.items()}
         if mesh.empty or mesh.size == 1:
             return self._apply(x_BLD, weight_BLk, expert_BLk, weights)
         splits = {path: mesh_lib.partition(axes) for path, axes in self.axes}
@@ -91,7 +91,6 @@ class Experts(nnx.Module):
             # A device has a part of every expert's inner width, whose products are parts of a sum.
             return jax.lax.psum(self._apply(x, weight, expert, whole), mesh_lib.RULES["mlp"])
 
-        weights = {path: matrix.astype(self.reduce_dtype) for path, matrix in weights.items()}
         return jax.shard_map(
             local, in_specs=(tokens, tokens, tokens, splits), out_specs=tokens, check_vma=False
         )(x_BLD, weight_BLk, expert_BLk, weights)
