@@ -3,9 +3,9 @@
     python -m benchmarks.gpu_attention [--lengths=8192,...] [--documents=1024,...] [--json]
 
 Contenders, in bfloat16, by turns in one process, medians of five turns of ten calls each: `triton` (ours),
-`xla_chunked` (ours, without a kernel) and `cudnn` (jax.nn.dot_product_attention under the dense mask, values
-padded to the channels of the keys). `ratio` is triton's time / theirs: below 1, ours is faster. Each result
-and gradient must be within 3 % of ours by norm. Heads are those of NEO-2B, 16 of queries and 8 of keys of 256
+`xla_chunked` (ours, without a kernel), `cudnn` (under the dense mask) and, where Tokamax is installed,
+`mosaic`. `ratio` is triton's time / theirs: below 1, ours is faster. Each result and gradient must be within
+3 % of ours by norm. Heads are those of NEO-2B, 16 of queries and 8 of keys of 256
 channels with values of 128, or with --channels=128 of its backbone.
 """
 
@@ -14,26 +14,19 @@ import functools
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks import turns
 from benchmarks.attention import numbers, row
-from neo_jax.kernels.chunked import xla_chunked
-from neo_jax.kernels.triton import triton
-from neo_jax.model.mask import Intervals, dense
+from neo_jax.model.attention import ATTENTION
+from neo_jax.model.mask import Intervals
 
 N, K, D_V = 16, 8, 128
 CALLS = 10
 CLOSE = 0.03
-
-
-def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, intervals: Intervals, scale: float) -> jax.Array:
-    padded = jnp.pad(v, [(0, 0)] * 3 + [(0, q.shape[-1] - v.shape[-1])])
-    mask = dense(intervals, k.shape[1])[:, None]
-    out = jax.nn.dot_product_attention(q, k, padded, mask=mask, scale=scale, implementation="cudnn")
-    return out[..., : v.shape[-1]]
 
 
 def measure(length: int, document: int, channels: int) -> dict:
@@ -54,7 +47,8 @@ def measure(length: int, document: int, channels: int) -> dict:
         return (out * cotangent).astype(jnp.float32).sum(), out
 
     contenders, results = {}, {}
-    for name, attend in {"triton": triton, "xla_chunked": xla_chunked, "cudnn": cudnn}.items():
+    for name in ("triton", "xla_chunked", "cudnn", *(["mosaic"] if find_spec("tokamax") else [])):
+        attend = ATTENTION[name]
         both = jax.jit(jax.value_and_grad(functools.partial(loss, attend), has_aux=True))
         (_, out), gradients = both(*inputs)
         results[name] = [x.astype(jnp.float32) for x in (out, *gradients)]

@@ -33,7 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.reduce_dtype": ("float32", "bfloat16"),
     "model.quantization": ("none", "int8", "fp8"),
     "model.remat_policy": ("none", "full", "dots", "offload"),
-    "model.attention": ("auto", "reference", "xla_chunked", "splash", "triton"),
+    "model.attention": ("auto", "reference", "xla_chunked", "splash", "triton", "cudnn", "mosaic"),
     "model.mask": ("causal", "image_bidirectional", "prefix"),
     "model.mlp": ("swiglu", "relu2"),
     "model.norm": ("rms", "layer"),

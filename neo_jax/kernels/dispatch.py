@@ -21,7 +21,8 @@ from neo_jax.model.mask import Intervals
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Intervals, float], jax.Array]
 
 AUTO = {"tpu": "splash", "gpu": "triton", "cpu": "xla_chunked"}  # what "auto" takes on a platform
-ONLY_ON = {"splash": "tpu", "triton": "gpu"}  # kernels that compile for one platform only
+ONLY_ON = {"splash": "tpu", "triton": "gpu", "cudnn": "gpu", "mosaic": "gpu"}  # compile for one platform only
+ONLY_IN = {"cudnn": "bfloat16", "mosaic": "bfloat16"}  # multiply in one dtype only
 
 
 def dispatch(name: str, kernels: Mapping[str, Attend]) -> Attend:
@@ -30,14 +31,14 @@ def dispatch(name: str, kernels: Mapping[str, Attend]) -> Attend:
     Platform and mesh are those in use when the result is traced.
 
     Raises (the result, when traced):
-        UserError: the kernel does not exist on the platform.
+        UserError: the kernel does not exist on the platform or in the dtype of the queries.
     """
 
     def attend(
         q_BLNd: jax.Array, k_BSKd: jax.Array, v_BSKd: jax.Array, intervals: Intervals, scale: float
     ) -> jax.Array:
         mesh = jax.sharding.get_abstract_mesh()
-        kernel = kernels[_choose(name, platform())]
+        kernel = kernels[_choose(name, platform(), q_BLNd.dtype.name)]
         if mesh.empty or mesh.size == 1:
             return kernel(q_BLNd, k_BSKd, v_BSKd, intervals, scale)
         queries = mesh_lib.divisible(mesh, q_BLNd.shape, _split("heads"))
@@ -69,7 +70,7 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def _choose(name: str, platform: str) -> str:
+def _choose(name: str, platform: str, dtype: str) -> str:
     platform = "gpu" if platform in ("cuda", "rocm") else platform
     if name == "auto":
         return _announce(AUTO[platform], platform)
@@ -77,6 +78,11 @@ def _choose(name: str, platform: str) -> str:
         raise UserError(
             f"model.attention: {name!r} needs a {ONLY_ON[name]}, and this run is on a {platform}; set "
             "model.attention to 'auto'"
+        )
+    if ONLY_IN.get(name, dtype) != dtype:
+        raise UserError(
+            f"model.attention: {name!r} multiplies in {ONLY_IN[name]}, and model.dtype is {dtype!r}; set "
+            f"model.dtype to {ONLY_IN[name]!r}, or model.attention to 'auto'"
         )
     return name
 

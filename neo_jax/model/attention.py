@@ -16,6 +16,7 @@ from neo_jax.kernels.chunked import xla_chunked
 from neo_jax.kernels.dispatch import dispatch
 from neo_jax.kernels.splash import splash
 from neo_jax.kernels.triton import triton
+from neo_jax.kernels.vendor import cudnn, mosaic
 from neo_jax.model.coords import COORDS, Rotary, Segments, rotate
 from neo_jax.model.linear import Linear
 from neo_jax.model.mask import Intervals, dense
@@ -46,7 +47,14 @@ def reference(
     return out.reshape(B, K, N // K, L, -1).transpose(0, 3, 1, 2, 4).reshape(B, L, N, -1)
 
 
-ATTENTION = {"reference": reference, "xla_chunked": xla_chunked, "splash": splash, "triton": triton}
+ATTENTION = {
+    "reference": reference,
+    "xla_chunked": xla_chunked,
+    "splash": splash,
+    "triton": triton,
+    "cudnn": cudnn,
+    "mosaic": mosaic,
+}
 
 
 class Cache(NamedTuple):

@@ -15,10 +15,13 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from neo_jax import mesh as mesh_lib
+from neo_jax.kernels.dispatch import platform
 
 Gradients = tuple[Array, Array]  # of hidden states and head
 
-MAX_CHUNK = 1024  # positions of a device computed at a time, at most; bounds the live logits at [C, V]
+# Positions of a device computed at a time: the live logits are [C, V], however long its rows.
+CHUNK = 512
+CPU_CHUNK = 128  # on a CPU few positions are supervised at all, and a chunk costs next to nothing
 
 
 def dense_cross_entropy(
@@ -41,7 +44,7 @@ def cross_entropy(
         head_DV: output matrix, float32.
         targets_BL: int32, already aligned with the position that predicts them.
         weights_BL: float32, 0 where nothing is predicted.
-        chunk: positions of a device computed at a time; None = `chunk_size`.
+        chunk: positions of a device computed at a time; None = as suits the platform.
 
     Returns:
         (float32 scalar, [B, L] float32 with 0 where the weight is 0). Only the scalar has a gradient.
@@ -125,7 +128,7 @@ def _local(
     """Cross-entropy [B, L] and gradients of one device's rows."""
     B, L, D = hidden_BLD.shape
     T = B * L
-    C = chunk_size(T) if chunk is None else chunk
+    C = chunk or min(T, CPU_CHUNK if platform() == "cpu" else CHUNK)
     head = head_DV.astype(hidden_BLD.dtype)
     supervised = (weights_BL > 0).reshape(T)
     order = jnp.argsort(~supervised, stable=True)
@@ -159,11 +162,6 @@ def _local(
     )
     ce = jnp.where(weights_BL > 0, ce[place].reshape(B, L), 0.0)
     return ce, (d_hidden[place].reshape(B, L, D) if with_gradients else nothing, d_head)
-
-
-def chunk_size(num_positions: int) -> int:
-    """Positions that a device with so many of them computes at a time."""
-    return min(MAX_CHUNK, max(128, num_positions // 16))
 
 
 def _cross_entropy_of(hidden: Array, head: Array, targets: Array) -> tuple[Array, Array]:

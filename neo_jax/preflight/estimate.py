@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 from neo_jax import flops, params as params_lib
 from neo_jax.hardware import Target
 from neo_jax.model.transformer import Transformer
-from neo_jax.objectives.ntp import chunk_size
+from neo_jax.objectives.ntp import CHUNK
 from neo_jax.preflight import hlo
 from neo_jax.preflight.program import Program
 
@@ -89,7 +89,7 @@ def estimate(
     local_rows = stage.batch_size / (mesh.data * mesh.fsdp * stage.accumulate)
     positions = local_rows * rows.tokens / mesh.context
     supervised = positions * counts["supervised_tokens"] / rows.tokens
-    module = hlo.Module(program.text, dynamic_trips=math.ceil(supervised / chunk_size(int(positions))))
+    module = hlo.Module(program.text, dynamic_trips=math.ceil(supervised / CHUNK))
     kernel_flops = sum(
         kernel.times * _kernel_flops(kernel, start, end, mesh.context) for kernel in module.kernels()
     )

@@ -1,6 +1,7 @@
 """Every attention kernel against `reference`, values and gradients, on random packings."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,11 @@ from hypothesis import given, settings, strategies as st
 
 from neo_jax.errors import UserError
 from neo_jax.kernels.chunked import xla_chunked
+from neo_jax.kernels.dispatch import dispatch
 from neo_jax.kernels.splash import MAX_KEYS, _inside, _pack, _tables, splash
 from neo_jax.kernels.triton import Tile, Tiles, _reached_by, triton
-from neo_jax.model.attention import reference
+from neo_jax.kernels.vendor import cudnn, mosaic
+from neo_jax.model.attention import ATTENTION, reference
 from neo_jax.model.mask import MASKS, Intervals, dense
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -66,10 +69,19 @@ def check(attend, intervals: Intervals, keys: int, heads: tuple[int, int], rng: 
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5)
 
 
+@pytest.fixture
+def rank_promotion():
+    """Tokamax adds arrays of different ranks, which tests refuse."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
 BLOCKED = {block: partial(xla_chunked, block=block) for block in (8, 16, 64)}
 SPLASH = partial(splash, block=128, interpret=True)
 TILES = Tiles(Tile(16, 32, 4, 1), Tile(32, 16, 4, 1), Tile(16, 16, 4, 1))
 TRITON = partial(triton, tiles=TILES, interpret=True)
+# What is ours of them: masks, padding, queries without keys. Their kernels run on GPUs only.
+VENDORS = [partial(cudnn, implementation="xla"), partial(mosaic, implementation="xla")]
 
 
 @settings(deadline=None, max_examples=40)
@@ -89,7 +101,8 @@ def test_chunked_any_interval(seed):
     check(BLOCKED[16], Intervals(jnp.asarray(start), jnp.asarray(end)), 70, (4, 2), rng)
 
 
-@pytest.mark.parametrize("attend", [BLOCKED[8], TRITON])
+@pytest.mark.usefixtures("rank_promotion")
+@pytest.mark.parametrize("attend", [BLOCKED[8], TRITON, *VENDORS])
 def test_of_nothing_is_zero(attend):
     empty = Intervals(jnp.full((1, 5), 3, jnp.int32), jnp.full((1, 5), 3, jnp.int32))
     ones = jnp.ones((1, 5, 2, D_V))
@@ -239,11 +252,27 @@ def test_triton_gradients_of_keys_visit_the_blocks_that_reach_them(seed, kind):
     np.testing.assert_array_equal(first, live.argmax(axis=1))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "channels"), [("bfloat16", (256, 128)), ("bfloat16", (128, 128)), ("float32", (24, 12))]
-)
-def test_triton_lowers_without_a_gpu(dtype, channels):
-    """To Triton's code for the three kernels, in tiles of every shipped size; it runs on GPUs only."""
+@pytest.mark.usefixtures("rank_promotion")
+@pytest.mark.parametrize("attend", VENDORS)
+@settings(deadline=None, max_examples=10)
+@given(SEEDS, HEADS, st.sampled_from([*MASKS]))
+def test_vendors(attend, seed, heads, kind):
+    rng = np.random.default_rng(seed)
+    check(attend, intervals_of(rng, 2, 50, kind), 50, heads, rng)
+
+
+@pytest.mark.usefixtures("rank_promotion")
+@pytest.mark.parametrize("attend", VENDORS)
+def test_vendors_any_interval(attend):
+    """No order among intervals, more keys than queries, and queries that see nothing."""
+    rng = np.random.default_rng(4)
+    start = rng.integers(0, 71, (2, 33)).astype(np.int32)
+    end = np.minimum(start + rng.integers(0, 40, start.shape), 70).astype(np.int32)
+    check(attend, Intervals(jnp.asarray(start), jnp.asarray(end)), 70, (4, 2), rng)
+
+
+def lowered_for_gpu(attend, dtype: str, channels: tuple[int, int]) -> str:
+    """The program of value and gradients, as a GPU would get it."""
     q, k, v = (
         jax.ShapeDtypeStruct((2, 1000, heads, size), dtype)
         for heads, size in ((4, channels[0]), (2, channels[0]), (2, channels[1]))
@@ -251,10 +280,66 @@ def test_triton_lowers_without_a_gpu(dtype, channels):
     ids = jax.ShapeDtypeStruct((2, 1000), jnp.int32)
 
     def loss(q, k, v, start, end):
-        return triton(q, k, v, Intervals(start, end), 0.1).astype(jnp.float32).sum()
+        return attend(q, k, v, Intervals(start, end), 0.1).astype(jnp.float32).sum()
 
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, v, ids, ids)
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels"), [("bfloat16", (256, 128)), ("bfloat16", (128, 128)), ("float32", (24, 12))]
+)
+def test_triton_lowers_without_a_gpu(dtype, channels):
+    """To Triton's code for the three kernels, in tiles of every shipped size; it runs on GPUs only."""
+    text = lowered_for_gpu(triton, dtype, channels)
     for name in ("attention_forward", "attention_backward_queries", "attention_backward_keys"):
         assert name in text
     assert text.count("custom_call @__gpu$xla.gpu.triton") == 3
+
+
+class Gpu(NamedTuple):
+    """What Tokamax asks of the device it compiles for."""
+
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100 80GB HBM3"
+    compute_capability: str = "9.0"
+    core_count: int = 132
+
+
+@pytest.mark.usefixtures("rank_promotion")
+@pytest.mark.parametrize("channels", [(256, 128), (128, 128)])
+def test_mosaic_lowers_without_a_gpu(monkeypatch, channels):
+    """To Tokamax's three kernels for Hopper, which read the two vectors: there is no [L, S] array."""
+    monkeypatch.setattr("jax.extend.backend.get_default_device", Gpu)
+    text = lowered_for_gpu(mosaic, "bfloat16", channels)
+    assert text.count("custom_call @mosaic_gpu_v2") == 3
+    assert "1000x1000x" not in text and "1024x1000x" not in text
+
+
+@pytest.mark.parametrize("channels", [(256, 128), (128, 128)])
+def test_cudnn_lowers_without_a_gpu(monkeypatch, channels):
+    for asked, answer in (("check_cudnn_version", 91000), ("check_compute_capability", True)):
+        monkeypatch.setattr(
+            f"jax._src.cudnn.fused_attention_stablehlo.{asked}", lambda *_, answer=answer: answer
+        )
+    text = lowered_for_gpu(cudnn, "bfloat16", channels)
+    for name in ("fmhaScaleBiasSoftmax", "fmhaScaleBiasSoftmaxBackward"):
+        assert text.count(f"custom_call @__cudnn${name}(") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "dtype", "message"),
+    [
+        ("splash", "cpu", "float32", "'splash' needs a tpu, and this run is on a cpu"),
+        ("cudnn", "cpu", "bfloat16", "'cudnn' needs a gpu, and this run is on a cpu"),
+        ("mosaic", "tpu", "bfloat16", "'mosaic' needs a gpu, and this run is on a tpu"),
+        ("mosaic", "cuda", "float32", "'mosaic' multiplies in bfloat16, and model.dtype is 'float32'"),
+        ("cudnn", "cuda", "bfloat16", "'cudnn' does not work here .cuDNN is not detected"),
+        ("mosaic", "cuda", "bfloat16", "'mosaic' does not work here .Not supported on cpu"),
+    ],
+)
+def test_kernels_that_do_not_work_here(monkeypatch, name, platform, dtype, message):
+    monkeypatch.setattr("neo_jax.kernels.dispatch.platform", lambda: platform)
+    q, ids = jax.ShapeDtypeStruct((1, 8, 1, 8), dtype), jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(partial(dispatch(name, ATTENTION), scale=1.0), q, q, q, Intervals(ids, ids))
