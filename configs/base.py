@@ -58,8 +58,7 @@ def model() -> ConfigDict:
     c.reduce_dtype = "float32"  # in which gradients of the layers' matrices are summed: this or dtype
     c.quantization = "none"  # products of the layers: in 8 bits ("int8", "fp8": model/quantized.py) or "none"
     c.remat_policy = "none"  # kept for backward: all ("none"), layer inputs ("full"), "dots" too, "offload"
-    # kernel: "auto" (by platform), "reference", "xla_chunked"; TPU "splash"; GPU "triton", "cudnn", "mosaic"
-    c.attention = "auto"
+    c.attention = "auto"  # or "reference", "xla_chunked", "splash" (TPU), "triton", "cudnn", "mosaic" (GPU)
     c.mask = "image_bidirectional"  # "causal", "image_bidirectional" or "prefix"
     c.sliding_window = 0  # keys a query sees before itself; 0 = all of its document
 

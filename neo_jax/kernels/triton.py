@@ -3,7 +3,7 @@
 Forward and both parts of backward visit live blocks only. A block of queries visits the key blocks from the
 least start to the greatest end of its intervals; a block of keys visits the query blocks between the first
 and the last that reach it, known from the same two vectors. No [L, L] array exists anywhere (Dao, 2023).
-Ready-made kernels do not do: cuDNN's takes a dense mask, Tokamax's skips in forward but not in backward.
+Ready-made kernels (vendor.py): cuDNN's take a dense mask, Tokamax's skip in forward but not in backward.
 
 Dimensions: as in chunked.py, Q and C queries and keys of a block.
 """
