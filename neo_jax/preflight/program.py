@@ -100,26 +100,31 @@ def mesh_of(config: FrozenConfigDict, target: Target) -> Mesh:
     return mesh_lib.make(config.mesh, devices)
 
 
-def compile_step(config: FrozenConfigDict, stage_name: str, mesh: Mesh) -> Program | OutOfMemory:
-    """Compiles the stage's train step as train.py does: the state donated, and split afterwards as before."""
+def lower_step(config: FrozenConfigDict, stage_name: str, mesh: Mesh) -> jax.stages.Lowered:
+    """The stage's train step as train.py has it: the state donated, and split afterwards as before."""
     model = objectives.build(config)
     specs = params_lib.abstract(model)
     stage = next(stage for stage in stages_lib.plan(config) if stage.name == stage_name)
     trainable = params_lib.select(specs, stage.config.trainable)
-    start = time.perf_counter()
     with jax.set_mesh(mesh):
         step = step_lib.make_train_step(model, specs, stage, trainable, len(stage.config.mixture))
         state = abstract_state(mesh, specs, stage, trainable)
         shardings = jax.tree.map(lambda x: x.sharding, state), mesh_lib.replicated(mesh)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-        lowered = jitted.lower(state, abstract_batch(mesh, config, stage))
-        lowered_at = time.perf_counter()
-        try:
-            compiled, text = schedule(lowered, xla_options.of(mesh))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return OutOfMemory(_needed(str(error)), str(error))
+        return jitted.lower(state, abstract_batch(mesh, config, stage))
+
+
+def compile_step(config: FrozenConfigDict, stage_name: str, mesh: Mesh) -> Program | OutOfMemory:
+    """Compiles the stage's train step."""
+    start = time.perf_counter()
+    lowered = lower_step(config, stage_name, mesh)
+    lowered_at = time.perf_counter()
+    try:
+        compiled, text = schedule(lowered, xla_options.of(mesh))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return OutOfMemory(_needed(str(error)), str(error))
     memory = compiled.memory_analysis()
     allocated = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     allocated += memory.temp_size_in_bytes
