@@ -1,6 +1,6 @@
 """The GPU attention kernels, and NEO-2B's step on eight H100s with each, compiled on a machine without GPU.
 
-    JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 python -m benchmarks.gpu_compile [--kernels=triton,mosaic,cudnn]
+    JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 python -m benchmarks.gpu_compile
 
 Needs `pip install -e '.[gpu,mosaic]'`; the variable says that CUDA's driver may be missing. `triton` and
 `mosaic` are compiled to machine code. cuDNN chooses its kernels on the GPU: of `cudnn` only the program that
@@ -94,9 +94,7 @@ def report(name: str, kernel: str, compiled: jax.stages.Compiled) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kernels", type=lambda text: text.split(","), default=KERNELS)
-    kernels = parser.parse_args().kernels
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     try:
         topology = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x8")
     except NotImplementedError:
@@ -111,11 +109,11 @@ def main() -> None:
         mock.patch(cudnn + "is_cuda_compute_capability_equal", lambda _: False),
     ):
         for channels in (256, 128):
-            for kernel in kernels:
+            for kernel in KERNELS:
                 report(f"row, {channels} channels", kernel, compile_row(kernel, channels, one))
         for axes in MESHES:
             name = " ".join(f"{axis}={size}" for axis, size in axes.items())
-            for kernel in kernels:
+            for kernel in KERNELS:
                 report(f"step, {name}", kernel, compile_step(kernel, axes, devices))
 
 

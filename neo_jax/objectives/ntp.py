@@ -21,7 +21,7 @@ Gradients = tuple[Array, Array]  # of hidden states and head
 
 # Positions of a device computed at a time: the live logits are [C, V], however long its rows.
 CHUNK = 512
-CPU_CHUNK = 128  # on a CPU few positions are supervised at all, and a chunk costs next to nothing
+CPU_CHUNK = 128  # a chunk costs next to nothing there, and less of the last one is wasted
 
 
 def dense_cross_entropy(

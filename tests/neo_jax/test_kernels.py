@@ -1,7 +1,6 @@
 """Every attention kernel against `reference`, values and gradients, on random packings."""
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from benchmarks.gpu_compile import Gpu
 from neo_jax.errors import UserError
 from neo_jax.kernels.chunked import xla_chunked
 from neo_jax.kernels.dispatch import dispatch
@@ -295,15 +295,6 @@ def test_triton_lowers_without_a_gpu(dtype, channels):
     for name in ("attention_forward", "attention_backward_queries", "attention_backward_keys"):
         assert name in text
     assert text.count("custom_call @__gpu$xla.gpu.triton") == 3
-
-
-class Gpu(NamedTuple):
-    """What Tokamax asks of the device it compiles for."""
-
-    platform: str = "gpu"
-    device_kind: str = "NVIDIA H100 80GB HBM3"
-    compute_capability: str = "9.0"
-    core_count: int = 132
 
 
 @pytest.mark.usefixtures("rank_promotion")
