@@ -72,6 +72,13 @@ def make(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), AXES, axis_types=types)
 
 
+def platform() -> str:
+    """Of the devices of the mesh in use, which need not be attached (preflight), or else this run's."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def partition(axes: Sequence[str]) -> PartitionSpec:
     """How an array with these logical axes is split.
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from neo_jax.kernels.dispatch import platform
+from neo_jax import mesh as mesh_lib
 from neo_jax.model.mask import Intervals
 
 BLOCK = 512  # queries, and keys, of one visit; rows shorter than this are one block
@@ -52,7 +52,7 @@ def xla_chunked(
     [K, G * block, block] float32.
     """
     if block is None:
-        block = CPU_BLOCK if platform() == "cpu" else BLOCK
+        block = CPU_BLOCK if mesh_lib.platform() == "cpu" else BLOCK
     B, L, N, d = q_BLNd.shape
     S, K = k_BSKd.shape[1:3]
     chex.assert_shape([intervals.start, intervals.end], (B, L))

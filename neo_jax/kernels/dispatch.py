@@ -38,7 +38,7 @@ def dispatch(name: str, kernels: Mapping[str, Attend]) -> Attend:
         q_BLNd: jax.Array, k_BSKd: jax.Array, v_BSKd: jax.Array, intervals: Intervals, scale: float
     ) -> jax.Array:
         mesh = jax.sharding.get_abstract_mesh()
-        kernel = kernels[_choose(name, platform(), q_BLNd.dtype.name)]
+        kernel = kernels[_choose(name, mesh_lib.platform(), q_BLNd.dtype.name)]
         if mesh.empty or mesh.size == 1:
             return kernel(q_BLNd, k_BSKd, v_BSKd, intervals, scale)
         queries = mesh_lib.divisible(mesh, q_BLNd.shape, _split("heads"))
@@ -61,13 +61,6 @@ def dispatch(name: str, kernels: Mapping[str, Attend]) -> Attend:
 
 def _split(heads: str) -> PartitionSpec:
     return mesh_lib.partition(("batch", "length", heads, "head_dim"))
-
-
-def platform() -> str:
-    """Of the devices of the mesh in use, which need not be attached (preflight), or else this run's."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def _choose(name: str, platform: str, dtype: str) -> str:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
-from neo_jax.kernels.dispatch import platform
+from neo_jax import mesh as mesh_lib
 
 # A remat policy must know the results by name: that they are products it sees only on TPUs.
 CHECKPOINT_NAME = "grouped_product"
@@ -31,7 +31,7 @@ def grouped(x_SK: Array, w_GKN: Array, sizes_G: Array) -> Array:
         sizes_G: int32, rows of each group; their sum is S.
     """
     chex.assert_equal(x_SK.shape[1], w_GKN.shape[1])
-    product = ragged if platform() == "tpu" else tiled
+    product = ragged if mesh_lib.platform() == "tpu" else tiled
     return checkpoint_name(product(x_SK, w_GKN, sizes_G), CHECKPOINT_NAME)
 
 

@@ -15,7 +15,6 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from neo_jax import mesh as mesh_lib
-from neo_jax.kernels.dispatch import platform
 
 Gradients = tuple[Array, Array]  # of hidden states and head
 
@@ -128,7 +127,7 @@ def _local(
     """Cross-entropy [B, L] and gradients of one device's rows."""
     B, L, D = hidden_BLD.shape
     T = B * L
-    C = chunk or min(T, CPU_CHUNK if platform() == "cpu" else CHUNK)
+    C = chunk or min(T, CPU_CHUNK if mesh_lib.platform() == "cpu" else CHUNK)
     head = head_DV.astype(hidden_BLD.dtype)
     supervised = (weights_BL > 0).reshape(T)
     order = jnp.argsort(~supervised, stable=True)
