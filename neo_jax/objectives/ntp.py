@@ -6,6 +6,7 @@ visits as many chunks of them as there are. Patches and padding predict nothing,
 Dimensions: B rows, L positions, T = B * L, C positions per chunk, D width, V vocabulary.
 """
 
+import math
 from functools import partial
 
 import chex
@@ -21,6 +22,7 @@ Gradients = tuple[Array, Array]  # of hidden states and head
 # Positions of a device computed at a time: the live logits are [C, V], however long its rows.
 CHUNK = 512
 CPU_CHUNK = 128  # a chunk costs next to nothing there, and less of the last one is wasted
+SPLIT = ("data", "fsdp", "context")  # axes of the mesh whose devices take positions of their own
 
 
 def dense_cross_entropy(
@@ -90,8 +92,10 @@ def _forward(
     split = mesh_lib.partition(("batch", "length"))
     local = partial(_local, chunk=chunk, with_gradients=with_gradients)
     inputs = hidden_BLD, head_DV, targets_BL, weights_BL
-    # One device takes no collectives: on a CPU they copy the head and its gradient.
-    if mesh.size <= 1 or mesh_lib.divisible(mesh, targets_BL.shape, split) != split:
+    # Where one device has all positions there are no collectives: on a CPU they copy the head and its
+    # gradient, and over axes of one device, beside "tensor", XLA refuses to compile them.
+    devices = math.prod(mesh.shape.get(axis, 1) for axis in SPLIT)
+    if devices == 1 or mesh_lib.divisible(mesh, targets_BL.shape, split) != split:
         ce, gradients = local(*inputs)
     else:
 
@@ -110,7 +114,7 @@ def _forward(
             on_shard,
             in_specs=(width, PartitionSpec("fsdp", None), split, split),
             out_specs=(split, (width if with_gradients else PartitionSpec(), head_split)),
-            axis_names={"data", "fsdp", "context"},
+            axis_names=set(SPLIT),
             check_vma=False,
         )(*inputs)
     return (jnp.sum(ce * weights_BL), ce), gradients

@@ -1,5 +1,7 @@
 """Truths of a step: packing, accumulation and sharding change nothing; stages train what they name."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,14 +105,15 @@ def test_accumulated_equals_one_batch(straight):
         ({"data": 2, "context": 2}, 1),
         ({"fsdp": 2, "context": 2}, 2),
         ({"tensor": 2, "context": 2}, 1),
+        ({"tensor": 2}, 1),  # no axis but this one: no device has positions of its own
     ],
 )
 def test_sharded_equals_unsharded(straight, axes, parts):
     """Also where each device accumulates; test_aot.py looks at what it holds meanwhile."""
     setup, (expected, losses, _) = Setup(accumulate=parts, batch_size=4), straight
     config = base.mesh()
-    config.update(num_devices=4, **axes)
-    mesh = mesh_lib.make(config)
+    config.update(num_devices=math.prod(axes.values()), **axes)
+    mesh = mesh_lib.make(config, jax.devices()[: config.num_devices])
     with jax.set_mesh(mesh):
         shardings = mesh_lib.state_shardings(mesh, setup.specs, jax.eval_shape(setup.state))
         state = jax.jit(setup.state, out_shardings=shardings)()
