@@ -1,9 +1,9 @@
 """Blockwise attention over intervals in plain JAX: any device, memory linear in L, time in attended pairs.
 
-A block of queries only visits the key blocks that one of its intervals reaches. Documents are contiguous, so
-these are one range per query block, from the least start to the greatest end, and a loop of a length known on
-the device visits them (online softmax; Milakov & Gimelshein, 2018; Dao et al., 2022). Backward recomputes the
-weights of each visited block from the saved log-normaliser.
+A block of queries only visits the keys that one of its intervals reaches. Documents are contiguous, so these
+are one range per query block, from the least start to the greatest end, and a loop of a length known on the
+device visits it, a block of keys at a time from the least start on (online softmax; Milakov & Gimelshein,
+2018; Dao et al., 2022). Backward recomputes the weights of each visited block from the saved log-normaliser.
 
 Dimensions: B rows, L queries, S keys, N query heads, K key/value heads, G = N / K, d channels, Q and C
 queries and keys of a block, M = G * Q: the G heads of a block of queries below each other.
@@ -20,10 +20,9 @@ from jax import lax
 from neo_jax import mesh as mesh_lib
 from neo_jax.model.mask import Intervals
 
-BLOCK = 512  # queries, and keys, of one visit; rows shorter than this are one block
-CPU_BLOCK = (
-    32  # of one visit on a CPU: short documents waste less of a block, and a visit costs next to nothing
-)
+BLOCK = 512, 512  # queries and keys of one visit; rows shorter than this are one block
+CPU_BLOCK = 32, 64  # on a CPU: short documents waste less of a block, and a visit costs next to nothing
+_ALIGNED = 8  # first keys of visits are multiples of this: a tile's rows on TPUs
 _MASKED = -1e30  # below every score, and finite: a difference of two of them is not NaN
 
 
@@ -33,8 +32,8 @@ class _Blocks(NamedTuple):
     row: jax.Array  # [B * L / Q] int32, the row of the block
     start: jax.Array  # [B * L / Q, Q] int32
     end: jax.Array  # [B * L / Q, Q] int32
-    first: jax.Array  # [B * L / Q] int32, first key block visited
-    stop: jax.Array  # [B * L / Q] int32, one past the last
+    first: jax.Array  # [B * L / Q] int32, the first key visited
+    visits: jax.Array  # [B * L / Q] int32, of C keys each
 
 
 def xla_chunked(
@@ -43,13 +42,13 @@ def xla_chunked(
     v_BSKd: jax.Array,
     intervals: Intervals,
     scale: float,
-    block: int | None = None,
+    block: tuple[int, int] | None = None,
 ) -> jax.Array:
     """The same function as `reference`: [B, L, N, d_v] in the dtype of v, softmax in float32.
 
     Query and value channels may differ in number; query head n reads key/value head n // G. A query with an
-    empty interval gives zeros. `block` (None = as suits the platform) bounds the live scores at
-    [K, G * block, block] float32.
+    empty interval gives zeros. `block` (Q, C; None = as suits the platform) bounds the live scores at
+    [K, G * Q, C] float32.
     """
     if block is None:
         block = CPU_BLOCK if mesh_lib.platform() == "cpu" else BLOCK
@@ -57,7 +56,7 @@ def xla_chunked(
     S, K = k_BSKd.shape[1:3]
     chex.assert_shape([intervals.start, intervals.end], (B, L))
     chex.assert_equal_shape_prefix([k_BSKd, v_BSKd], 3)
-    Q, C = min(block, _round_up(L, 8)), min(block, _round_up(S, 8))
+    Q, C = min(block[0], _round_up(L, 8)), min(block[1], _round_up(S, 8))
     start, end = (_pad(x, Q) for x in intervals)  # padding queries attend nothing
     k, v = (_pad(x, C).swapaxes(1, 2) for x in (k_BSKd, v_BSKd))  # [B, K, S, d]
     num = start.shape[1] // Q
@@ -65,13 +64,14 @@ def xla_chunked(
     q = q.reshape(B * num, K, N // K * Q, d)
 
     start, end = start.reshape(B * num, Q), end.reshape(B * num, Q)
-    least = jnp.where(end > start, start, k.shape[2]).min(axis=1)
+    first = jnp.where(end > start, start, S).min(axis=1) // _ALIGNED * _ALIGNED
+    visits = (jnp.where(end > start, end, 0).max(axis=1) - first + C - 1) // C
     blocks = _Blocks(
         row=jnp.repeat(jnp.arange(B, dtype=jnp.int32), num),
         start=start,
         end=end,
-        first=least // C,
-        stop=(jnp.where(end > start, end, 0).max(axis=1) + C - 1) // C,
+        first=jnp.minimum(first, k.shape[2] - visits * C),  # the last visit, too, reads C keys of the row
+        visits=visits,
     )
     out = _attend(q, k, v, blocks, scale, C)
     out = out.reshape(B, num, K, N // K, Q, -1).transpose(0, 1, 4, 2, 3, 5)
@@ -95,15 +95,16 @@ def _forward(
 
         def visit(index: jax.Array, carry: tuple) -> tuple:
             greatest, total, out = carry
-            scores = _scores(q_KMd, _take(k, block.row, index, size), block, index, scale)
+            key = block.first + index * size
+            scores = _scores(q_KMd, _take(k, block.row, key, size), block, key, scale)
             grown = jnp.maximum(greatest, scores.max(axis=-1))
             weights = jnp.exp(scores - grown[..., None])
             kept = jnp.exp(greatest - grown)
-            part = _product("KMC,KCd->KMd", weights.astype(v.dtype), _take(v, block.row, index, size))
+            part = _product("KMC,KCd->KMd", weights.astype(v.dtype), _take(v, block.row, key, size))
             return grown, total * kept + weights.sum(axis=-1), out * kept[..., None] + part
 
         empty = jnp.full((K, M), _MASKED / 2), jnp.zeros((K, M)), jnp.zeros((K, M, v.shape[-1]))
-        greatest, total, out = lax.fori_loop(block.first, block.stop, visit, empty)
+        greatest, total, out = lax.fori_loop(0, block.visits, visit, empty)
         total = jnp.where(total > 0, total, 1.0)  # queries that attend nothing
         return (out / total[..., None]).astype(v.dtype), greatest + jnp.log(total)
 
@@ -126,18 +127,17 @@ def _attend_bwd(scale: float, size: int, saved: tuple, d_out: jax.Array) -> tupl
 
         def visit(index: jax.Array, carry: tuple) -> tuple:
             d_q, d_k, d_v = carry
-            keys, values = (_take(x, block.row, index, size) for x in (k, v))
-            weights = jnp.exp(_scores(q_KMd, keys, block, index, scale) - log_total_KM[..., None])
+            key = block.first + index * size
+            keys, values = (_take(x, block.row, key, size) for x in (k, v))
+            weights = jnp.exp(_scores(q_KMd, keys, block, key, scale) - log_total_KM[..., None])
             d_v_part = _product("KMC,KMd->KCd", weights.astype(v.dtype), d_out_KMd)
             d_weights = _product("KMd,KCd->KMC", d_out_KMd, values)
             d_scores = (weights * (d_weights - delta_KM[..., None]) * scale).astype(q.dtype)
             d_q += _product("KMC,KCd->KMd", d_scores, keys)
             d_k_part = _product("KMC,KMd->KCd", d_scores, q_KMd)
-            return d_q, _add(d_k, d_k_part, block.row, index), _add(d_v, d_v_part, block.row, index)
+            return d_q, _add(d_k, d_k_part, block.row, key), _add(d_v, d_v_part, block.row, key)
 
-        d_q, d_k, d_v = lax.fori_loop(
-            block.first, block.stop, visit, (jnp.zeros(q_KMd.shape, jnp.float32), *carry)
-        )
+        d_q, d_k, d_v = lax.fori_loop(0, block.visits, visit, (jnp.zeros(q_KMd.shape, jnp.float32), *carry))
         return (d_k, d_v), d_q.astype(q.dtype)
 
     zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
@@ -148,11 +148,11 @@ def _attend_bwd(scale: float, size: int, saved: tuple, d_out: jax.Array) -> tupl
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def _scores(q_KMd: jax.Array, k_KCd: jax.Array, block: _Blocks, index: jax.Array, scale: float) -> jax.Array:
-    """Scaled scores [K, M, C] float32 of one visit, `_MASKED` outside the intervals."""
+def _scores(q_KMd: jax.Array, k_KCd: jax.Array, block: _Blocks, key: jax.Array, scale: float) -> jax.Array:
+    """Scaled scores [K, M, C] float32 of the keys from `key` on, `_MASKED` outside the intervals."""
     scores = _product("KMd,KCd->KMC", q_KMd, k_KCd) * scale
     K, M, C = scores.shape
-    keys = (index * C + jnp.arange(C, dtype=jnp.int32))[None]
+    keys = (key + jnp.arange(C, dtype=jnp.int32))[None]
     allowed = (block.start[:, None] <= keys) & (keys < block.end[:, None])
     by_head = scores.reshape(K, M // allowed.shape[0], *allowed.shape)
     return jnp.where(allowed[None, None], by_head, _MASKED).reshape(K, M, C)
@@ -162,16 +162,15 @@ def _product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
 
-def _take(x_BKSd: jax.Array, row: jax.Array, index: jax.Array, size: int) -> jax.Array:
-    """Block `index` of `size` keys of a row, [K, size, d]."""
+def _take(x_BKSd: jax.Array, row: jax.Array, key: jax.Array, size: int) -> jax.Array:
+    """The `size` keys of a row from `key` on, [K, size, d]."""
     _, K, _, d = x_BKSd.shape
-    return lax.dynamic_slice(x_BKSd, (row, 0, index * size, 0), (1, K, size, d))[0]
+    return lax.dynamic_slice(x_BKSd, (row, 0, key, 0), (1, K, size, d))[0]
 
 
-def _add(x_BKSd: jax.Array, part_KCd: jax.Array, row: jax.Array, index: jax.Array) -> jax.Array:
-    size = part_KCd.shape[1]
-    part = part_KCd + _take(x_BKSd, row, index, size)
-    return lax.dynamic_update_slice(x_BKSd, part[None], (row, 0, index * size, 0))
+def _add(x_BKSd: jax.Array, part_KCd: jax.Array, row: jax.Array, key: jax.Array) -> jax.Array:
+    part = part_KCd + _take(x_BKSd, row, key, part_KCd.shape[1])
+    return lax.dynamic_update_slice(x_BKSd, part[None], (row, 0, key, 0))
 
 
 def _pad(x: jax.Array, multiple: int) -> jax.Array:
