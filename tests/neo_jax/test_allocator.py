@@ -19,10 +19,10 @@ def step(x):  # 64 MiB of temporaries: an operand of a matrix product is not fus
     return ((x[:, None] * x[None]) @ x).sum()
 
 x = jnp.ones(4096)
-for _ in range(3):
+for _ in range(20):  # on a busy machine the heap grows by a block or two more before it settles
     step(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
+for _ in range(5):
     step(x).block_until_ready()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() // 2**20)
 """
@@ -35,6 +35,5 @@ def test_steps_reuse_the_memory_that_the_first_one_freed():
         command = [sys.executable, "-c", PROGRAM, mode]
         return int(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
 
-    assert mib_handed_out("default") >= 20 * 64
-    # On a busy machine the thread that frees a block may be late, and a step take another, which stays, too.
-    assert mib_handed_out("kept") < 20 * 64 / 2
+    assert mib_handed_out("default") >= 5 * 64
+    assert mib_handed_out("kept") < 8
