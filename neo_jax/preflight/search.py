@@ -72,7 +72,10 @@ def suggestion(result: Result) -> str:
     for overrides, config in _changes(result):
         if _again(result, config).fits:
             return f"would fit with {' '.join(f'--config.{field}={value}' for field, value in overrides)}"
-    return "use more devices, or split the weights further with mesh.tensor"
+    mesh = result.config.mesh
+    if mesh.tensor * mesh.context == result.target.slice.num_devices:
+        return "use more devices"
+    return "use more devices, or split heads and inner widths further with mesh.tensor"
 
 
 def _changes(result: Result) -> Iterator[tuple[list[tuple[str, str]], FrozenConfigDict]]:

@@ -295,6 +295,20 @@ def test_what_does_not_fit_says_what_would(faked, fits, told, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("tensor", "advised"),
+    [
+        (2, "use more devices, or split heads and inner widths further with mesh.tensor"),
+        (4, "use more devices"),
+    ],
+)
+def test_tensor_is_advised_only_while_devices_are_left_for_it(faked, tensor, advised):
+    faked(lambda config: False)
+    heads = {"model.num_heads": 4, "model.num_kv_heads": 4}
+    config = small_config(**heads, **{"mesh.num_devices": 4, "mesh.tensor": tensor, "mesh.fsdp": 4 // tensor})
+    assert search.suggestion(search.check(config, "only", V5E)) == advised
+
+
+@pytest.mark.parametrize(
     ("stage", "changes", "expected"),
     [
         # An image of 2048 x 2048 pixels needs 4,096 tokens, and then a caption: half a row is too short.
